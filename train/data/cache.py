@@ -1,0 +1,169 @@
+"""The cache of tokenised corpora, keyed by the files' content, how they are read, and the tokenizer."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from engine.errors import UserError
+from tokenizer import Tokenizer
+from train.data.build import Progress, available_cpus, build
+from train.data.files import ReadOptions, Source
+from train.data.shards import VERSION, Shards
+from train.files import fsync_path, write_text
+
+REMEMBERED_HASHES = 200_000
+SETTLED_NS = 2_000_000_000
+NOT_WHOLE = (FileNotFoundError, NotADirectoryError, EOFError, ValueError, KeyError, TypeError, IndexError)
+
+
+def default_cache_dir() -> Path:
+    """$LOAM_CACHE, else $XDG_CACHE_HOME/loam, else ~/.cache/loam."""
+    if os.environ.get("LOAM_CACHE"):
+        return Path(os.environ["LOAM_CACHE"]).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "loam"
+
+
+def cached_shards(
+    sources: Sequence[Source],
+    tokenizer: Tokenizer,
+    options: ReadOptions,
+    cache_dir: str | os.PathLike[str] | None = None,
+    workers: int = 0,
+    on_progress: Progress | None = None,
+) -> Shards:
+    """The corpus as shards, from the cache or tokenised now.
+
+    A folder of the cache appears whole or not at all. Processes that want the same corpus at the same time wait for
+    the first; what a killed one left is removed by the next.
+
+    Raises:
+        UserError: as `build`, or the cache folder cannot be written, or a file changed while it was read.
+    """
+    root = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        folder = root / _key(sources, tokenizer, options, _content_hashes(sources, root))
+        shards = _opened(folder)
+        if shards is None:
+            with _locked(root / f"{folder.name}.lock") as alone:
+                shards = _opened(folder)
+                if shards is None:
+                    _clear(folder, leftovers=alone)
+                    _build_whole(folder, sources, tokenizer, options, workers, on_progress)
+                    shards = Shards(folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{root}: cannot keep tokenised data here ({reason}); LOAM_CACHE names another place") from None
+    return shards
+
+
+def _opened(folder: Path) -> Shards | None:
+    try:
+        return Shards(folder)
+    except NOT_WHOLE:
+        return None
+
+
+def _clear(folder: Path, leftovers: bool) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if leftovers:
+        for partial in folder.parent.glob(f"{folder.name}.partial-*"):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _build_whole(folder, sources, tokenizer, options, workers, on_progress) -> None:
+    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
+    try:
+        build(partial, sources, tokenizer, options, workers, on_progress)
+        for source in sources:
+            if _changed(source):
+                raise UserError(f"{source.path}: the file changed while it was read")
+        os.chmod(partial, 0o755)
+        fsync_path(partial)
+        with contextlib.suppress(OSError):
+            os.rename(partial, folder)
+        fsync_path(folder.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _changed(source: Source) -> bool:
+    try:
+        status = os.stat(source.path)
+    except OSError:
+        return True
+    return (status.st_size, status.st_mtime_ns) != (source.size, source.mtime_ns)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Holds the lock; yields False where the file system knows no locks, and goes on without."""
+    with open(path, "wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            yield False
+        else:
+            yield True
+
+
+def _key(sources: Sequence[Source], tokenizer: Tokenizer, options: ReadOptions, hashes: Sequence[str]) -> str:
+    content = {
+        "version": VERSION,
+        "tokenizer": tokenizer.fingerprint(),
+        "text_field": None if all(source.kind == "text" for source in sources) else options.text_field,
+        "separator": options.document_separator if any(source.kind == "text" for source in sources) else None,
+        "files": [(s.kind, s.compression, h) for s, h in zip(sources, hashes, strict=True)],
+    }
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
+
+
+def _content_hashes(sources: Sequence[Source], root: Path) -> list[str]:
+    """Hashes of the files' bytes, remembered by path, size and time so that the next start reads none of them."""
+    memory_path = root / "content-hashes.json"
+    try:
+        memory = json.loads(memory_path.read_text(encoding="utf-8"))
+        memory = {path: (int(size), int(mtime), str(digest)) for path, (size, mtime, digest) in memory.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        memory = {}
+    places = [os.path.abspath(source.path) for source in sources]
+
+    def known(place: str, source: Source) -> bool:
+        return memory.get(place, ())[:2] == (source.size, source.mtime_ns)
+
+    unknown = [(place, source) for place, source in zip(places, sources, strict=True) if not known(place, source)]
+    if not unknown:
+        return [memory[place][2] for place in places]
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        digests = pool.map(_content_hash, [source.path for _, source in unknown])
+        fresh = {place: (s.size, s.mtime_ns, digest) for (place, s), digest in zip(unknown, digests, strict=True)}
+    hashes = [(fresh.get(place) or memory[place])[2] for place in places]
+    # A file written this instant may change again without a change of its time.
+    settled_before = time.time_ns() - SETTLED_NS
+    fresh = {place: entry for place, entry in fresh.items() if entry[1] < settled_before}
+    if fresh:
+        kept = memory if len(memory) < REMEMBERED_HASHES else {}
+        write_text(memory_path, json.dumps({**kept, **fresh}), durable=False)
+    return hashes
+
+
+def _content_hash(path: str) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read ({error.strerror})") from None
+    return digest.hexdigest()
