@@ -1,0 +1,83 @@
+"""Root-mean-square normalisation (Zhang and Sennrich 2019, arXiv 1910.07467): y = x / sqrt(mean(x^2) + eps) * gain."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from .. import memory
+from .compiled import compiled
+from .gemm import block_rows, blocks
+from .lanes import add_lanes, lane_buffers
+from .launch import launch, launch_ranges
+
+
+@compiled
+def normalise_rows(x, gain, eps, y, rstd):
+    """y and the reciprocal root mean square of each row."""
+    width = x.shape[1]
+    for i in range(x.shape[0]):
+        total = x.dtype.type(0)
+        for j in range(width):
+            total += x[i, j] * x[i, j]
+        scale = x.dtype.type(1) / np.sqrt(total / x.dtype.type(width) + eps)
+        rstd[i] = scale
+        for j in range(width):
+            y[i, j] = x[i, j] * scale * gain[j]
+
+
+@compiled
+def scale_rows(x, gain, rstd, y):
+    """y again from the saved reciprocal root mean squares."""
+    for i in range(x.shape[0]):
+        scale = rstd[i]
+        for j in range(x.shape[1]):
+            y[i, j] = x[i, j] * scale * gain[j]
+
+
+@compiled
+def backward_rows(dy, x, gain, rstd, dx, dgain):
+    """dx per row; adds each row's part of the gain's gradient to `dgain`. The arrays must not overlap."""
+    width = x.shape[1]
+    for i in range(x.shape[0]):
+        scale = rstd[i]
+        dot = x.dtype.type(0)
+        for j in range(width):
+            dot += dy[i, j] * gain[j] * x[i, j]
+        dot *= scale * scale * scale / x.dtype.type(width)
+        for j in range(width):
+            d = dy[i, j]
+            dgain[j] += d * x[i, j] * scale
+            dx[i, j] = d * gain[j] * scale - x[i, j] * dot
+
+
+def forward(x: torch.Tensor, gain: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    y, rstd = memory.empty(x.shape, x.dtype), memory.empty(x.shape[:-1], x.dtype)
+    arrays = [t.reshape(-1, x.shape[-1]).numpy() for t in (x, y)]
+    rows_rstd, gains, eps = rstd.view(-1).numpy(), gain.numpy(), gain.numpy().dtype.type(eps)
+    n = block_rows(x.shape[-1])
+
+    def program(block: int):
+        rows = slice(block * n, block * n + n)
+        normalise_rows(arrays[0][rows], gains, eps, arrays[1][rows], rows_rstd[rows])
+
+    launch(program, blocks(len(rows_rstd), n))
+    return y, rstd
+
+
+def backward(dy: torch.Tensor, x: torch.Tensor, gain: torch.Tensor,
+             rstd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    dx = memory.empty(x.shape, x.dtype)
+    rows_dy, rows_x, rows_dx = (t.reshape(-1, x.shape[-1]).numpy() for t in (dy, x, dx))
+    rows_rstd, gains = rstd.view(-1).numpy(), gain.numpy()
+    n = block_rows(x.shape[-1])
+    grid = blocks(len(rows_x), n)
+    dgain = lane_buffers(grid, gain.shape, gain)
+
+    def program(lane: int, start: int, stop: int):
+        dgain[lane].zero_()
+        rows = slice(start * n, stop * n)
+        backward_rows(rows_dy[rows], rows_x[rows], gains, rows_rstd[rows], rows_dx[rows], dgain[lane].numpy())
+
+    launch_ranges(program, grid)
+    return dx, add_lanes(dgain)

@@ -1,0 +1,58 @@
+"""RMSNorm and the projection after it, a block of rows at a time: the normalised rows never leave the cache."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import memory
+from .gemm import block_rows, blocks, multiply
+from .lanes import add_lanes, lane_buffers
+from .launch import launch, launch_ranges, scratch
+from .rms_norm import backward_rows, normalise_rows, scale_rows
+
+
+def forward(x: torch.Tensor, gain: torch.Tensor, weight: torch.Tensor,
+            eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    d_out, d_in = weight.shape
+    rows_x = x.reshape(-1, d_in)
+    y, rstd = memory.empty((*x.shape[:-1], d_out), x.dtype), memory.empty(x.shape[:-1], x.dtype)
+    rows_y, rows_rstd = y.view(-1, d_out), rstd.view(-1).numpy()
+    array_x, gains, eps = rows_x.numpy(), gain.numpy(), gain.numpy().dtype.type(eps)
+    n = block_rows(d_in + d_out)
+
+    def program(block: int):
+        rows = slice(block * n, block * n + n)
+        part = array_x[rows]
+        normed = scratch("normed", part.shape, x.dtype)
+        normalise_rows(part, gains, eps, normed.numpy(), rows_rstd[rows])
+        multiply(normed, weight.t(), rows_y[rows])
+
+    launch(program, blocks(len(rows_x), n))
+    return y, rstd
+
+
+def backward(dy: torch.Tensor, x: torch.Tensor, gain: torch.Tensor, weight: torch.Tensor,
+             rstd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    d_out, d_in = weight.shape
+    dx = memory.empty(x.shape, x.dtype)
+    rows_dy, array_x, rows_dx = dy.reshape(-1, d_out), x.reshape(-1, d_in).numpy(), dx.view(-1, d_in).numpy()
+    rows_rstd, gains = rstd.view(-1).numpy(), gain.numpy()
+    n = block_rows(d_in + d_out)
+    grid = blocks(len(array_x), n)
+    dgain, dweight = lane_buffers(grid, gain.shape, gain), lane_buffers(grid, weight.shape, weight)
+
+    def program(lane: int, start: int, stop: int):
+        dgain[lane].zero_()
+        gain_part = dgain[lane].numpy()
+        for block in range(start, stop):
+            rows = slice(block * n, block * n + n)
+            part = array_x[rows]
+            normed = scratch("normed", part.shape, x.dtype)
+            scale_rows(part, gains, rows_rstd[rows], normed.numpy())
+            multiply(rows_dy[rows].t(), normed, dweight[lane], accumulate=block > start)
+            d_normed = scratch("d_normed", part.shape, x.dtype)
+            multiply(rows_dy[rows], weight, d_normed)
+            backward_rows(d_normed.numpy(), part, gains, rows_rstd[rows], rows_dx[rows], gain_part)
+
+    launch_ranges(program, grid)
+    return dx, add_lanes(dgain), add_lanes(dweight)

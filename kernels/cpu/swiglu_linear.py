@@ -1,0 +1,82 @@
+"""SwiGLU and the projection after it (Shazeer 2020, arXiv 2002.05202): y = (silu(gate) * up) W^T (+ residual)."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import memory
+from .compiled import compiled, exp
+from .gemm import block_rows, blocks, multiply, multiply_add
+from .lanes import add_lanes, lane_buffers
+from .launch import launch, launch_ranges, scratch
+
+
+@compiled
+def activate_rows(h, a):
+    """a = silu(gate) * up for rows h = [gate | up]."""
+    width = a.shape[1]
+    one = a.dtype.type(1)
+    for i in range(a.shape[0]):
+        gate, up, out = h[i, :width], h[i, width:], a[i]
+        for j in range(width):
+            out[j] = gate[j] * up[j] / (one + exp(-gate[j]))
+
+
+@compiled
+def backward_rows(da, h, a, dh):
+    """The activation a again, and the gradient dh of [gate | up] from da."""
+    width = a.shape[1]
+    one = a.dtype.type(1)
+    for i in range(a.shape[0]):
+        gate, up, out, d = h[i, :width], h[i, width:], a[i], da[i]
+        dgate, dup = dh[i, :width], dh[i, width:]
+        for j in range(width):
+            sigmoid = one / (one + exp(-gate[j]))
+            silu = gate[j] * sigmoid
+            out[j] = silu * up[j]
+            dup[j] = d[j] * silu
+            dgate[j] = d[j] * up[j] * (sigmoid + silu * (one - sigmoid))
+
+
+def forward(h: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+    d_out, width = weight.shape
+    rows_h = h.reshape(-1, 2 * width).numpy()
+    y = memory.empty((*h.shape[:-1], d_out), h.dtype)
+    rows_y = y.view(-1, d_out)
+    rows_r = None if residual is None else residual.reshape(-1, d_out)
+    n = block_rows(3 * width)
+
+    def program(block: int):
+        rows = slice(block * n, block * n + n)
+        part = rows_h[rows]
+        active = scratch("active", (len(part), width), h.dtype)
+        activate_rows(part, active.numpy())
+        if rows_r is None:
+            multiply(active, weight.t(), rows_y[rows])
+        else:
+            multiply_add(rows_r[rows], active, weight.t(), rows_y[rows])
+
+    launch(program, blocks(len(rows_h), n))
+    return y
+
+
+def backward(dy: torch.Tensor, h: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    d_out, width = weight.shape
+    dh = memory.empty(h.shape, h.dtype)
+    rows_dy, rows_h, rows_dh = dy.reshape(-1, d_out), h.reshape(-1, 2 * width).numpy(), dh.view(-1, 2 * width).numpy()
+    n = block_rows(3 * width)
+    grid = blocks(len(rows_h), n)
+    dweight = lane_buffers(grid, weight.shape, weight)
+
+    def program(lane: int, start: int, stop: int):
+        for block in range(start, stop):
+            rows = slice(block * n, block * n + n)
+            part = rows_h[rows]
+            active = scratch("active", (len(part), width), h.dtype)
+            d_active = scratch("d_active", (len(part), width), h.dtype)
+            multiply(rows_dy[rows], weight, d_active)
+            backward_rows(d_active.numpy(), part, active.numpy(), rows_dh[rows])
+            multiply(rows_dy[rows].t(), active, dweight[lane], accumulate=block > start)
+
+    launch_ranges(program, grid)
+    return dh, add_lanes(dweight)

@@ -1,0 +1,51 @@
+"""Compiles the kernels of a decoder's training step ahead of time: `python -m kernels.cpu.warm`.
+
+Numba compiles a loop at its first call and keeps the machine code. Doing that at installation takes the wait out of
+the first training step.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+import kernels
+
+
+def warm(dtype: torch.dtype = torch.float32) -> None:
+    """Run every kernel of a training step once, forward and backward, on tiny inputs."""
+    tokens, width, heads, dim = 8, 16, 2, 8
+    x, residual = torch.ones(1, tokens, width, dtype=dtype), torch.ones(1, tokens, width, dtype=dtype)
+    gain, head_gain, table = torch.ones(width, dtype=dtype), torch.ones(dim, dtype=dtype), torch.ones(tokens, dim // 2, dtype=dtype)
+    square, packed = torch.ones(width, width, dtype=dtype), torch.ones(3 * width, width, dtype=dtype)
+    gate_up = torch.ones(2 * width, width, dtype=dtype)
+    ids = torch.arange(tokens)[None]
+
+    kernels.embedding.backward(kernels.embedding.forward(ids, square), ids, width)
+    qkv, rstd = kernels.rms_norm_linear.forward(x, gain, packed, 1e-6)
+    kernels.rms_norm_linear.backward(qkv, x, gain, packed, rstd)
+    setting = (heads, heads, table, table, head_gain, head_gain, 1e-6, None)
+    out, lse = kernels.attention.forward(qkv, *setting)
+    kernels.attention.backward(out, out, lse, qkv, *setting)
+    kernels.linear.backward(kernels.linear.forward(out, square, residual), out, square)
+    h, _ = kernels.rms_norm_linear.forward(x, gain, gate_up, 1e-6)
+    kernels.swiglu_linear.backward(kernels.swiglu_linear.forward(h, square, residual), h, square)
+    y, rstd = kernels.rms_norm.forward(x, gain, 1e-6)
+    kernels.rms_norm.backward(y, x, gain, rstd)
+    kernels.linear_cross_entropy.forward(x, square, ids, 1.0)
+    flat = torch.ones(width, dtype=dtype)
+    kernels.adamw(flat, flat.clone(), flat.clone(), flat.clone(), lr=0.1, beta1=0.9, beta2=0.9, eps=1e-8,
+                  weight_decay=0.1, step=1)
+    kernels.sum_of_squares(flat)
+    kernels.elementwise.accumulate(flat, flat.clone())
+
+
+def main() -> None:
+    start = time.perf_counter()
+    warm()
+    print(f"CPU kernels compiled in {time.perf_counter() - start:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
