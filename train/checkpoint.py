@@ -1,0 +1,175 @@
+"""Checkpoints written whole or not at all, and read with every name, shape and dtype checked.
+
+RUN/checkpoints/step-000600/ holds model.safetensors (weights by parameter name), optimizer.safetensors (moments by
+`exp_avg.<name>` and `exp_avg_sq.<name>`) and state.json (everything else a run needs to go on). A checkpoint is made
+under a temporary name in the same folder, flushed to the disk and renamed, so a folder called step-* is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from models.run_folder import CHECKPOINT_FORMAT, checkpoints, read_state
+from train.errors import UserError
+from train.files import fsync_path
+
+MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safetensors", "state.json"
+_TEMPORARY = ".partial-"
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `load` found: where, the weights, the optimizer's tensors (None if not asked for), the rest of the state."""
+
+    path: Path
+    model: Tensors
+    optimizer: Tensors | None
+    state: dict
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    """RUN/checkpoints/step-000600."""
+    return run / "checkpoints" / f"step-{step:06d}"
+
+
+def remove_leftovers(run: Path) -> None:
+    """Delete what a killed process left half-written or half-deleted."""
+    folder = run / "checkpoints"
+    for path in folder.glob(f"{_TEMPORARY}*") if folder.is_dir() else ():
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def save(run: Path, step: int, model: Tensors, optimizer: Tensors, state: dict, keep: int) -> Path:
+    """Write the checkpoint of `step`, then delete all but the last `keep`. Returns its folder.
+
+    One that is there already is left alone: a step of a run has one outcome.
+
+    Args:
+        model, optimizer: CPU tensors by name.
+        state: what JSON can hold; `format`, `versions`, `step` and the tensor files' sizes and SHA-256 are added.
+
+    Raises:
+        UserError: the disk is full or not writable. Nothing half-written stays; older checkpoints are as they were.
+    """
+    path = checkpoint_path(run, step)
+    if step in checkpoints(run):
+        return path
+    temporary = path.with_name(f"{_TEMPORARY}{path.name}-{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        for name, tensors in ((MODEL_FILE, model), (OPTIMIZER_FILE, optimizer)):
+            save_file({key: tensor.numpy() for key, tensor in tensors.items()}, temporary / name)
+            fsync_path(temporary / name)
+        files = {name: _file_facts(temporary / name) for name in (MODEL_FILE, OPTIMIZER_FILE)}
+        content = {"format": CHECKPOINT_FORMAT, "versions": versions(), "step": step, **state, "files": files}
+        (temporary / STATE_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        fsync_path(temporary / STATE_FILE)
+        fsync_path(temporary)
+        os.rename(temporary, path)
+        fsync_path(path.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        older = list(checkpoints(run).values())
+        left = f"the last good checkpoint is {older[-1]}" if older else "there is no earlier checkpoint"
+        raise UserError(f"cannot save {path}: {_reason(error)}; {left}") from None
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in list(checkpoints(run).values())[:-keep]:
+        _discard(old)
+    return path
+
+
+def load(path: Path, with_optimizer: bool = True) -> Checkpoint:
+    """Read a checkpoint folder, checked against the sizes and SHA-256 in its state.json.
+
+    Raises:
+        UserError: a file is missing, changed or of another format version.
+    """
+    state = read_state(path)
+    model = _read_tensors(path / MODEL_FILE, state)
+    optimizer = _read_tensors(path / OPTIMIZER_FILE, state) if with_optimizer else None
+    return Checkpoint(path, model, optimizer, state)
+
+
+def restore(target: Tensors, source: Tensors, what: str) -> None:
+    """Copy `source` into `target` in place; names, shapes and dtypes must be the same.
+
+    Args:
+        what: names the file in the error.
+
+    Raises:
+        UserError: naming the first tensor that does not fit; nothing has been copied then.
+    """
+    missing, unexpected = sorted(target.keys() - source.keys()), sorted(source.keys() - target.keys())
+    if missing or unexpected:
+        raise UserError(f"{what} does not fit the model: " + "; ".join(
+            f"{kind} {names[0]!r}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+            for kind, names in (("missing", missing), ("unexpected", unexpected)) if names))
+    for name, own in target.items():
+        given = source[name]
+        if given.dtype != own.dtype or given.shape != own.shape:
+            raise UserError(f"{what}: {name} must be {_kind(own)}, got {_kind(given)}")
+    for name, own in target.items():
+        own.copy_(source[name])
+
+
+def versions() -> dict[str, str]:
+    """Versions of what makes a checkpoint."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        loam = version("loam")
+    except PackageNotFoundError:
+        loam = "source"
+    return {"loam": loam, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+
+
+def _read_tensors(path: Path, state: dict) -> Tensors:
+    facts = state.get("files", {}).get(path.name)
+    try:
+        if facts != _file_facts(path):
+            raise UserError(f"{path}: size or SHA-256 is not the one in {STATE_FILE}; the file has changed")
+        return {name: torch.from_numpy(array) for name, array in load_file(path).items()}
+    except OSError as error:
+        raise UserError(f"{path}: cannot read ({error.strerror})") from None
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a safetensors file ({error})") from None
+
+
+def _file_facts(path: Path) -> dict:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _discard(path: Path) -> None:
+    doomed = path.with_name(f"{_TEMPORARY}{path.name}-old-{os.getpid()}")
+    os.rename(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {list(tensor.shape)}"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error)
+    return text.rpartition("I/O error: ")[2] if "I/O error" in text else text

@@ -1,0 +1,284 @@
+"""A run's settings as typed dataclasses, one per section; `section.key=value` settings; config.toml and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import sys
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tomli_w
+
+from models.config import ModelConfig
+from train.errors import UserError
+from train.files import write_text
+from train.schedule import SCHEDULES
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+LENGTHS = ("steps", "minutes", "tokens")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """`paths` empty means the Python standard library's source; `batch_tokens` counts a whole optimizer step.
+
+    `window` is the stretch of text that shuffling keeps whole (0: `seq_len`); `micro_rows` 0 means as many as fit."""
+
+    paths: list[str] = field(default_factory=list)
+    text_field: str = "text"
+    document_separator: str = ""
+    val_data: list[str] = field(default_factory=list)
+    val_fraction: float = 0.05
+    seq_len: int = 256
+    batch_tokens: int = 4096
+    window: int = 0
+    doc_mask: bool = False
+    micro_rows: int = 0
+    cache_dir: str = ""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule; `decay_fraction` is the last part of a "wsd" run."""
+
+    lr: float = 3e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    schedule: str = "cosine"
+    warmup_steps: int = 40
+    min_lr_ratio: float = 0.1
+    decay_fraction: float = 0.2
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The length is the first of `steps`, `tokens`, `minutes` above 0; a run by minutes writes the steps it measured
+    into `steps`. `eval_every` and `sample_every` 0 mean a tenth and a fifth of the run, -1 only at the end;
+    `eval_tokens` 0 means all of the validation part; `threads` 0 means all cores."""
+
+    preset: str = "demo"
+    seed: int = 0
+    steps: int = 0
+    minutes: float = 0.0
+    tokens: int = 0
+    log_every: int = 10
+    eval_every: int = 0
+    eval_tokens: int = 65_536
+    sample_every: int = 0
+    sample_prompt: str = ""
+    sample_tokens: int = 200
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Every `every` steps and at the end; the last `keep` stay on disk."""
+
+    every: int = 200
+    keep: int = 3
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    @property
+    def rows(self) -> int:
+        """Rows of one optimizer step's batch."""
+        return self.data.batch_tokens // self.data.seq_len
+
+    def with_values(self, values: dict[str, object]) -> Config:
+        """A copy with `section.key` names set to values of the right type; unknown names are UserErrors.
+
+        Naming one of run.steps, run.minutes, run.tokens takes back the other two.
+        """
+        sections: dict[str, dict[str, object]] = {}
+        named_lengths = [key for key in LENGTHS if values.get(f"run.{key}")]
+        if len(named_lengths) > 1:
+            raise UserError("one of run.steps, run.minutes, run.tokens sets the length of a run: got "
+                            + " and ".join(f"run.{key}={values[f'run.{key}']}" for key in named_lengths))
+        if named_lengths:
+            sections["run"] = {key: 0 for key in LENGTHS}
+        for name, value in values.items():
+            section, key = _known(name)
+            sections.setdefault(section, {})[key] = _check(name, _field_type(section, key), value)
+        changed = {}
+        for section, changes in sections.items():
+            old = getattr(self, section)
+            changed[section] = old.with_(**changes) if section == "model" else dataclasses.replace(old, **changes)
+        return dataclasses.replace(self, **changed)
+
+    def with_settings(self, settings: list[str]) -> Config:
+        """A copy with `section.key=value` texts applied, in order; the text is parsed by the field's type."""
+        return self.with_values(parse_settings(settings))
+
+    def validated(self) -> Config:
+        """Itself, when every rule between the values holds; else a UserError naming the rule and the value got."""
+        data, optim, run, checkpoint = self.data, self.optim, self.run, self.checkpoint
+        _rule(data.seq_len >= 1, "data.seq_len must be at least 1", data.seq_len)
+        _rule(data.batch_tokens >= data.seq_len and data.batch_tokens % data.seq_len == 0,
+              f"data.batch_tokens must be a multiple of data.seq_len ({data.seq_len})", data.batch_tokens)
+        _rule(data.seq_len <= self.model.max_seq_len,
+              f"data.seq_len must be at most model.max_seq_len ({self.model.max_seq_len})", data.seq_len)
+        _rule(0.0 <= data.val_fraction < 1.0, "data.val_fraction must be in [0, 1)", data.val_fraction)
+        _rule(data.micro_rows >= 0, "data.micro_rows must be at least 0", data.micro_rows)
+        _rule(data.window >= 0, "data.window must be at least 0", data.window)
+        _rule(optim.lr > 0.0, "optim.lr must be above 0", optim.lr)
+        _rule(all(0.0 <= beta < 1.0 for beta in optim.betas), "optim.betas must be in [0, 1)", optim.betas)
+        _rule(optim.eps > 0.0, "optim.eps must be above 0", optim.eps)
+        _rule(optim.weight_decay >= 0.0, "optim.weight_decay must be at least 0", optim.weight_decay)
+        _rule(optim.clip_norm >= 0.0, "optim.clip_norm must be at least 0 (0: no clipping)", optim.clip_norm)
+        _rule(optim.schedule in SCHEDULES, f"optim.schedule must be one of {', '.join(SCHEDULES)}", optim.schedule)
+        _rule(optim.warmup_steps >= 0, "optim.warmup_steps must be at least 0", optim.warmup_steps)
+        _rule(0.0 <= optim.min_lr_ratio <= 1.0, "optim.min_lr_ratio must be in [0, 1]", optim.min_lr_ratio)
+        _rule(0.0 < optim.decay_fraction <= 1.0, "optim.decay_fraction must be in (0, 1]", optim.decay_fraction)
+        for key in LENGTHS:
+            _rule(getattr(run, key) >= 0, f"run.{key} must be at least 0", getattr(run, key))
+        _rule(any(getattr(run, key) for key in LENGTHS), "a run needs one of run.steps, run.minutes, run.tokens",
+              "none")
+        _rule(run.seed >= 0, "run.seed must be at least 0", run.seed)
+        _rule(run.log_every >= 1, "run.log_every must be at least 1", run.log_every)
+        _rule(run.eval_every >= -1, "run.eval_every must be at least -1", run.eval_every)
+        _rule(run.sample_every >= -1, "run.sample_every must be at least -1", run.sample_every)
+        _rule(run.eval_tokens >= 0, "run.eval_tokens must be at least 0", run.eval_tokens)
+        _rule(run.sample_tokens >= 1, "run.sample_tokens must be at least 1", run.sample_tokens)
+        _rule(run.threads >= 0, "run.threads must be at least 0", run.threads)
+        _rule(checkpoint.every >= 1, "checkpoint.every must be at least 1", checkpoint.every)
+        _rule(checkpoint.keep >= 1, "checkpoint.keep must be at least 1", checkpoint.keep)
+        return self
+
+    def planned_steps(self) -> int | None:
+        """Steps of the whole run; None for a run by minutes whose step time is not measured yet."""
+        if self.run.steps:
+            return self.run.steps
+        if self.run.tokens:
+            return -(-self.run.tokens // self.data.batch_tokens)
+        return None
+
+    def flat(self) -> dict[str, object]:
+        """`section.key` -> value of every setting."""
+        return {f"{section}.{key}": value for section, table in dataclasses.asdict(self).items()
+                for key, value in table.items()}
+
+    def to_toml(self) -> str:
+        """The text of config.toml: every setting, resolved."""
+        return tomli_w.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_toml(cls, text: str, name: str = "config.toml") -> Config:
+        """The settings that `to_toml` wrote. Sections other than this class's are a UserError."""
+        try:
+            tables = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise UserError(f"{name} is not TOML: {error}") from None
+        sections = {}
+        for section, table in tables.items():
+            if section not in _SECTIONS or not isinstance(table, dict):
+                raise UserError(f"{name}: unknown section {section!r}: known are {', '.join(_SECTIONS)}")
+            checked = {}
+            for key, value in table.items():
+                _known(f"{section}.{key}")
+                checked[key] = _check(f"{section}.{key}", _field_type(section, key), value)
+            sections[section] = _SECTIONS[section](**checked)
+        return cls(**sections)
+
+    def save(self, path: Path) -> None:
+        """Write config.toml whole or not at all."""
+        write_text(path, self.to_toml())
+
+    @classmethod
+    def load(cls, path: Path) -> Config:
+        """Read config.toml; UserError when it is missing or not one of ours."""
+        try:
+            return cls.from_toml(path.read_text(encoding="utf-8"), str(path))
+        except FileNotFoundError:
+            raise UserError(f"no run at {path.parent}: {path.name} is missing") from None
+
+    def digest(self) -> str:
+        """SHA-256 of the settings' text, hexadecimal."""
+        return hashlib.sha256(self.to_toml().encode()).hexdigest()
+
+
+_SECTIONS: dict[str, type] = {name: kind for name, kind in typing.get_type_hints(Config).items()}
+
+
+def parse_settings(settings: list[str]) -> dict[str, object]:
+    """`section.key=value` texts as a dict of typed values; the last one of a name counts."""
+    values: dict[str, object] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        name = name.strip()
+        if not equals:
+            raise UserError(f"--set takes section.key=value: got {setting!r}")
+        section, key = _known(name)
+        values[name] = _parse(name, _field_type(section, key), text.strip())
+    return values
+
+
+def _known(name: str) -> tuple[str, str]:
+    section, _, key = name.partition(".")
+    if section in _SECTIONS and any(item.name == key for item in dataclasses.fields(_SECTIONS[section])):
+        return section, key
+    every = [f"{section}.{item.name}" for section, kind in _SECTIONS.items() for item in dataclasses.fields(kind)]
+    by_key = {item.partition(".")[2]: item for item in reversed(every)}
+    close = difflib.get_close_matches(name, every, n=2, cutoff=0.75)
+    close = close or [by_key[item] for item in difflib.get_close_matches(key or name, by_key, n=2, cutoff=0.75)]
+    hint = f"; did you mean {' or '.join(close)}?" if close else f"; sections are {', '.join(_SECTIONS)}"
+    raise UserError(f"unknown setting {name!r}{hint}")
+
+
+def _field_type(section: str, key: str) -> object:
+    return typing.get_type_hints(_SECTIONS[section])[key]
+
+
+def _type_name(kind: object) -> str:
+    return kind.__name__ if kind in (int, float, bool, str) else str(kind)
+
+
+def _parse(name: str, kind: object, text: str) -> object:
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if kind in (int, float):
+            return kind(text)
+        if kind is str:
+            return text
+        items = tomllib.loads(f"items = {text}")["items"] if text.startswith("[") else text.split(",")
+        if kind == tuple[float, float]:
+            first, second = (float(item) for item in items)
+            return first, second
+        return [str(item).strip() for item in items if str(item).strip()]
+    except (ValueError, KeyError):
+        raise UserError(f"{name} must be {_type_name(kind)}: got {text!r}") from None
+
+
+def _check(name: str, kind: object, value: object) -> object:
+    if kind == tuple[float, float] and isinstance(value, (list, tuple)) and len(value) == 2:
+        return tuple(float(item) for item in value)
+    if kind == list[str] and isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        return list(value)
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if kind in (int, bool, str) and type(value) is kind:
+        return value
+    raise UserError(f"{name} must be {_type_name(kind)}: got {value!r}")
+
+
+def _rule(holds: bool, rule: str, value: object) -> None:
+    if not holds:
+        raise UserError(f"{rule}: got {value}")

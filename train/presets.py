@@ -1,0 +1,38 @@
+"""The training side of the presets; their models are in models.config.PRESETS."""
+
+from __future__ import annotations
+
+from models.config import PRESETS as MODELS
+from train.config import CheckpointConfig, Config, DataConfig, OptimConfig, RunConfig
+from train.errors import UserError
+
+PRESETS: dict[str, Config] = {
+    "demo": Config(
+        model=MODELS["demo"],
+        data=DataConfig(seq_len=256, batch_tokens=4096),
+        optim=OptimConfig(lr=3e-3, warmup_steps=40),
+        run=RunConfig(preset="demo", minutes=5.0, eval_tokens=32_768),
+    ),
+    "shakespeare": Config(
+        model=MODELS["shakespeare"],
+        data=DataConfig(seq_len=64, batch_tokens=12 * 64, val_fraction=0.1),
+        optim=OptimConfig(lr=3e-3, warmup_steps=100),
+        run=RunConfig(preset="shakespeare", steps=2000, log_every=20),
+        checkpoint=CheckpointConfig(every=500),
+    ),
+    "base-0.18b": Config(
+        model=MODELS["base-0.18b"],
+        data=DataConfig(seq_len=1024, batch_tokens=262_144, val_fraction=0.001),
+        optim=OptimConfig(lr=6e-4, schedule="wsd", warmup_steps=1000),
+        run=RunConfig(preset="base-0.18b", tokens=4_000_000_000, eval_every=250, eval_tokens=1_048_576,
+                      sample_every=500),
+        checkpoint=CheckpointConfig(every=250),
+    ),
+}
+
+
+def preset(name: str) -> Config:
+    """A preset by name; an unknown one is a UserError that lists them."""
+    if name not in PRESETS:
+        raise UserError(f"preset must be one of {', '.join(PRESETS)}: got {name!r}")
+    return PRESETS[name]

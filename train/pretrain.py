@@ -1,0 +1,278 @@
+"""Pretrain a language model: python -m train.pretrain --help"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+import kernels
+from engine import random
+from models.decoder import Decoder
+from models.generate import generate_text
+from models.run_folder import load_run, read_tokenizer
+from tokenizer import ByteTokenizer, Tokenizer
+from train import checkpoint, folder as folders
+from train.command import Parser, run_command
+from train.config import Config, parse_settings
+from train.data import Batches, Corpus, Prefetch, TokenStream, prepare
+from train.errors import UserError
+from train.evaluate import evaluate, evaluation_batches
+from train.files import write_text
+from train.folder import RunFolder
+from train.loop import Loop, next_token_loss
+from train.optim.adamw import AdamW
+from train.presets import PRESETS, preset
+from train.progress import clock
+from train.session import Identity, Session
+
+RUNS = Path("runs")
+MICRO_TOKENS = 4096
+CHANGEABLE_ON_RESUME = {"run.steps", "run.minutes", "run.tokens", "run.log_every", "run.eval_every", "run.eval_tokens",
+                        "run.sample_every", "run.sample_prompt", "run.sample_tokens", "run.threads", "checkpoint.every",
+                        "checkpoint.keep", "data.cache_dir"}
+
+
+def arguments_from(argv: list[str] | None) -> argparse.Namespace:
+    """Parse the flags; a bad one ends the process with code 2."""
+    parser = Parser(prog="python -m train.pretrain", description="Train a language model on text and keep everything "
+                    "about it in a run folder.", epilog="Every setting of RUN/config.toml can be given by --set.")
+    add = parser.add_argument
+    add("--preset", metavar="P", help=f"one of {', '.join(PRESETS)} (default: demo)")
+    add("--data", nargs="+", metavar="PATH", help=".txt .md .py .jsonl .json .parquet files, also .gz or .zst, and "
+        "folders of them (default: the Python standard library's source)")
+    add("--val-data", nargs="+", metavar="PATH", help="validate on these (default: documents held out of --data)")
+    add("--text-field", metavar="F", help="field of JSON and Parquet rows (default: text)")
+    add("--document-separator", metavar="S", help="cuts text files into documents (default: a file is a document)")
+    add("--doc-mask", action="store_true", default=None, help="attention and loss stop at document borders")
+    add("--out", type=Path, metavar="RUN", help="run folder (default: the next free runs/PRESET-N)")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, metavar="N", help="train for N optimizer steps")
+    length.add_argument("--minutes", type=float, metavar="M", help="train for about M minutes")
+    length.add_argument("--tokens", type=int, metavar="T", help="train on T tokens")
+    add("--batch-tokens", type=int, metavar="N", help="tokens of one optimizer step")
+    add("--seq-len", type=int, metavar="S", help="tokens of one row")
+    add("--lr", type=float, metavar="X", help="peak learning rate")
+    add("--seed", type=int, metavar="K", help="of weights, order and dropout (default: 0)")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--resume", action="store_true", help="go on with the run in --out (default: the latest run)")
+    start.add_argument("--init-from", type=Path, metavar="RUN", help="start a new run from another's weights")
+    add("--profile", action="store_true", help="table time and memory per operation and layer of some steps")
+    add("--set", action="append", default=[], dest="settings", metavar="section.key=value", help="any other setting")
+    return parser.parse_args(argv)
+
+
+def given_values(arguments: argparse.Namespace) -> dict[str, object]:
+    """The settings that the flags name, `section.key` -> value."""
+    flags = {"data.paths": _absolute(arguments.data), "data.val_data": _absolute(arguments.val_data),
+             "data.text_field": arguments.text_field, "data.document_separator": arguments.document_separator,
+             "data.doc_mask": arguments.doc_mask, "data.batch_tokens": arguments.batch_tokens,
+             "data.seq_len": arguments.seq_len, "optim.lr": arguments.lr, "run.seed": arguments.seed,
+             "run.steps": arguments.steps, "run.minutes": arguments.minutes, "run.tokens": arguments.tokens}
+    for name in ("steps", "minutes", "tokens", "batch_tokens", "seq_len", "lr"):
+        value = getattr(arguments, name)
+        if value is not None and not value > 0:
+            raise UserError(f"--{name.replace('_', '-')} must be above 0: got {value}")
+    values = {name: value for name, value in flags.items() if value is not None}
+    return {**values, **parse_settings(arguments.settings)}
+
+
+def new_config(arguments: argparse.Namespace, values: dict[str, object], tokenizer: Tokenizer) -> Config:
+    """The settings of a new run: preset, then flags and --set; the model of --init-from when no preset is named."""
+    config = preset(arguments.preset or "demo")
+    if arguments.init_from and not arguments.preset:
+        other = Config.load(arguments.init_from / "config.toml")
+        config = preset(other.run.preset).with_values({f"model.{k}": v for k, v in vars(other.model).items()})
+    elif "model.vocab_size" not in values:
+        config = config.with_values({"model.vocab_size": tokenizer.vocab_size})
+    config = config.with_values(values)
+    if config.data.seq_len > config.model.max_seq_len and "model.max_seq_len" not in values:
+        config = config.with_values({"model.max_seq_len": config.data.seq_len})
+    if config.model.vocab_size < tokenizer.vocab_size:
+        raise UserError(f"model.vocab_size must be at least the tokenizer's {tokenizer.vocab_size}: "
+                        f"got {config.model.vocab_size}")
+    if not config.data.window:
+        config = config.with_values({"data.window": config.data.seq_len})
+    if not config.data.micro_rows and config.data.seq_len > 0:
+        config = config.with_values({"data.micro_rows": max(1, min(config.rows, MICRO_TOKENS // config.data.seq_len))})
+    if not config.run.threads:
+        config = config.with_values({"run.threads": kernels.threads()})
+    return config.validated()
+
+
+def resumed_config(run: Path, arguments: argparse.Namespace, values: dict[str, object]) -> Config:
+    """The settings of a run that goes on. UserError for a change that would make it another run."""
+    old = Config.load(run / "config.toml")
+    before = old.flat()
+    values = {name: value for name, value in values.items() if value != before[name]}
+    if arguments.preset and arguments.preset != old.run.preset:
+        raise UserError(f"--resume cannot change run.preset from {old.run.preset!r} to {arguments.preset!r}")
+    new = old.with_values(values).validated()
+    after = new.flat()
+    for name in before:
+        if before[name] != after[name] and name not in CHANGEABLE_ON_RESUME:
+            raise UserError(f"--resume cannot change {name} from {before[name]!r} to {after[name]!r}: "
+                            f"start a new run, with --init-from {run} to keep its weights")
+    return new
+
+
+def read_corpus(config: Config, tokenizer: Tokenizer) -> Corpus:
+    """The corpus of a run, tokenised now or found in the cache."""
+    data = config.data
+
+    def show(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            end = "\n" if done >= total else ""
+            print(f"\rreading text: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB", end=end, file=sys.stderr, flush=True)
+
+    return prepare(data.paths, tokenizer, data.text_field, data.document_separator or None, data.val_data,
+                   data.val_fraction, data.cache_dir or None, on_progress=show)
+
+
+def initialise_from(model: Decoder, tokenizer: Tokenizer, run: Path) -> None:
+    """Copy the weights of another run's last checkpoint. UserError when tokenizer or shapes differ."""
+    other = load_run(run)
+    if other.tokenizer.fingerprint() != tokenizer.fingerprint():
+        raise UserError(f"--init-from {run}: its tokenizer is not this run's "
+                        f"({other.tokenizer.fingerprint()[:12]} and {tokenizer.fingerprint()[:12]})")
+    checkpoint.restore(model.state_dict(), other.model.state_dict(), f"--init-from {run}, step {other.step}")
+
+
+def describe(config: Config, corpus: Corpus, model: Decoder, path: Path, first_step: int) -> str:
+    """The lines printed before the first step."""
+    data, part = config.data, corpus.train
+    source = ", ".join(data.paths[:3]) + (" ..." if len(data.paths) > 3 else "")
+    source = source or "the Python standard library's source"
+    held_out = f"{corpus.validation.tokens:,} tokens for validation" if corpus.validation else "no validation"
+    steps = config.planned_steps()
+    length = f"{steps:,} steps" if steps else f"as many steps as fit in {config.run.minutes:g} minutes"
+    if first_step:
+        length += f", going on after step {first_step:,}"
+    return "\n".join((
+        f"data    {source}: {part.tokens:,} tokens in {part.documents:,} documents, {held_out}",
+        f"model   {config.run.preset}: {config.model.n_parameters():,} parameters, {config.model.dtype}, "
+        f"cpu, {kernels.threads()} threads",
+        f"step    {data.batch_tokens:,} tokens: {config.rows} rows of {data.seq_len}, {data.micro_rows} at a time",
+        f"length  {length}",
+        f"folder  {path}",
+    ))
+
+
+def routing_text(optimizer: AdamW) -> str:
+    """The optimizer's routing as lines of columns."""
+    return "\n".join(f"{route.parameter:40} {str(list(route.shape)):16} {route.group:16} lr x {route.lr_factor:g}  "
+                     f"decay {route.weight_decay:g}" for route in optimizer.routing())
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = arguments_from(argv)
+    return resume(arguments) if arguments.resume else start(arguments)
+
+
+def start(arguments: argparse.Namespace) -> int:
+    """Train a new run. The folder is made last, so that bad input leaves none."""
+    path = arguments.out
+    if path is not None:
+        _refuse_old_run(path)
+    if arguments.init_from:
+        _need_run(arguments.init_from, "--init-from")
+    tokenizer = read_tokenizer(arguments.init_from) if arguments.init_from else ByteTokenizer()
+    config = new_config(arguments, given_values(arguments), tokenizer)
+    kernels.set_threads(config.run.threads)
+    corpus = read_corpus(config, tokenizer)
+    model = Decoder(config.model, config.run.seed)
+    if arguments.init_from:
+        initialise_from(model, tokenizer, arguments.init_from)
+    path = path or folders.numbered(RUNS, config.run.preset)
+    with RunFolder(path) as folder:
+        _refuse_old_run(path)
+        tokenizer.save(folder.tokenizer)
+        config.save(folder.config)
+        return train(config, folder, model, tokenizer, corpus, arguments)
+
+
+def resume(arguments: argparse.Namespace) -> int:
+    """Go on with a run from its last checkpoint, or from the beginning when it has none."""
+    path = arguments.out or folders.latest(RUNS)
+    _need_run(path, "--resume")
+    with RunFolder(path) as folder:
+        tokenizer = read_tokenizer(path)
+        config = resumed_config(path, arguments, given_values(arguments))
+        kernels.set_threads(config.run.threads)
+        corpus = read_corpus(config, tokenizer)
+        return train(config, folder, Decoder(config.model, config.run.seed), tokenizer, corpus, arguments)
+
+
+def train(config: Config, folder: RunFolder, model: Decoder, tokenizer: Tokenizer, corpus: Corpus,
+          arguments: argparse.Namespace) -> int:
+    """Set up the session in a folder that is held, and run it. Returns the exit code."""
+    data, optim, run = config.data, config.optim, config.run
+    random.set_seed(run.seed)
+    optimizer = AdamW(model, optim.betas, optim.eps, optim.weight_decay, optim.clip_norm)
+    stream = TokenStream(corpus.train, data.window, run.seed)
+    batches = Prefetch(Batches(stream, data.seq_len, tokenizer, data.doc_mask))
+    loop = Loop(model, optimizer, partial(batches.batch, rows=config.rows), next_token_loss, micro_rows=data.micro_rows)
+    validation = corpus.validation
+
+    def validate():
+        return evaluate(model, evaluation_batches(validation, tokenizer, data.seq_len, data.doc_mask, run.eval_tokens))
+
+    def sample() -> str:
+        new = generate_text(model, tokenizer, run.sample_prompt, run.sample_tokens, seed=run.seed)
+        return run.sample_prompt + "".join(new)
+
+    identity = Identity(tokenizer.fingerprint(), corpus.train.fingerprint)
+    session = Session(config, folder, model, optimizer, loop, identity, validate if validation else None, sample)
+    checkpoint.remove_leftovers(folder.path)
+    restored = session.restore() if arguments.resume else False
+    if arguments.resume and not restored:
+        print(f"{folder.path} has no checkpoint yet: starting from the beginning")
+    if session.total is not None and loop.position.step >= session.total:
+        print(f"{folder.path} is finished: step {loop.position.step} of {session.total}; "
+              f"go on with --resume --steps {2 * session.total}")
+        return 0
+    config.save(folder.config)
+    print(describe(config, corpus, model, folder.path, loop.position.step), flush=True)
+    write_text(folder.routing, routing_text(optimizer) + "\n", durable=False)
+    try:
+        code = session.run(arguments.profile)
+    finally:
+        batches.close()
+    finish(session, folder.path, code)
+    return code
+
+
+def finish(session: Session, path: Path, code: int) -> None:
+    """Print how it ended and what to do next."""
+    position = session.position
+    if code:
+        print(f"saved at step {position.step}; go on with: python -m train.pretrain --out {path} --resume")
+        return
+    print(f"done: {position.step:,} steps, {position.cursor:,} tokens in {clock(position.wall_seconds)}")
+    if session.last_evaluation:
+        result = session.last_evaluation
+        print(f"validation loss {result.loss:.4f} nats per token, {result.bits_per_byte:.4f} bits per byte")
+    print(f"next:  python -m models.generate {path} --prompt TEXT\n"
+          f"       python -m models.chat {path}\n"
+          f"       python -m train.evaluate {path} --data FILE\n"
+          f"       python -m train.pretrain --out {path} --resume --steps {2 * position.step}")
+
+
+def _refuse_old_run(path: Path) -> None:
+    if RunFolder(path).holds_run():
+        raise UserError(f"{path} holds a run already: go on with --resume, or name another --out")
+
+
+def _need_run(path: Path, flag: str) -> None:
+    if not RunFolder(path).holds_run():
+        raise UserError(f"{flag}: {path} holds no run (config.toml is missing)")
+
+
+def _absolute(paths: list[str] | None) -> list[str] | None:
+    return [os.path.abspath(os.path.expanduser(path)) for path in paths] if paths else None
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,137 @@
+"""Time and memory of a model's training steps, by operation and layer. Costs nothing while it is not on."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import time
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from engine import Module, Op
+from kernels import memory
+
+# `engine.tensor` as an attribute is the function of that name.
+_tensor = importlib.import_module("engine.tensor")
+MIB = 1 << 20
+
+
+@dataclass
+class Row:
+    """Seconds without the operations called from inside; bytes kept for backward; highest rise of pooled memory."""
+
+    calls: int = 0
+    forward: float = 0.0
+    backward: float = 0.0
+    kept: int = 0
+    rise: int = 0
+
+    def add(self, other: Row) -> None:
+        """Join another's figures to these."""
+        self.calls += other.calls
+        self.forward += other.forward
+        self.backward += other.backward
+        self.kept += other.kept
+        self.rise = max(self.rise, other.rise)
+
+
+class Profile:
+    """Context manager that measures every operation run inside it.
+
+    Args:
+        model: its modules' names become the rows' layers.
+
+    Attributes:
+        rows: by (layer, operation), in the order they first ran.
+    """
+
+    def __init__(self, model: Module):
+        self.rows: dict[tuple[str, str], Row] = {}
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self._layers = [""]
+        self._inner_seconds = [0.0]
+
+    def __enter__(self) -> Profile:
+        self._before = _tensor.observer, Module.__call__
+        call, names, layers = Module.__call__, self._names, self._layers
+
+        def named_call(module: Module, *arguments, **options):
+            layers.append(names.get(id(module), layers[-1]))
+            try:
+                return call(module, *arguments, **options)
+            finally:
+                layers.pop()
+
+        _tensor.observer, Module.__call__ = self._observe, named_call
+        return self
+
+    def __exit__(self, *_) -> None:
+        _tensor.observer, Module.__call__ = self._before
+
+    def _observe(self, op: Op, phase: str, run):
+        layer = op.profiled_layer if phase == "backward" else self._layers[-1]
+        if phase == "forward":
+            op.profiled_layer = layer
+        row = self.rows.setdefault((layer, type(op).__name__.lstrip("_")), Row())
+        held = memory.allocated_bytes
+        memory.reset_peak()
+        self._inner_seconds.append(0.0)
+        self._layers.append(layer)
+        start = time.perf_counter()
+        try:
+            return run()
+        finally:
+            seconds = time.perf_counter() - start
+            self._layers.pop()
+            own = seconds - self._inner_seconds.pop()
+            self._inner_seconds[-1] += seconds
+            setattr(row, phase, getattr(row, phase) + own)
+            row.rise = max(row.rise, memory.peak_bytes - held)
+            if phase == "forward":
+                row.calls += 1
+                row.kept += memory.allocated_bytes - held
+
+    def text(self, steps: int, seconds: float) -> str:
+        """Two tables of means per step: by operation, and by layer and operation.
+
+        Args:
+            steps: taken while measuring.
+            seconds: they took altogether; what no operation accounts for is the last row.
+        """
+        by_operation: dict[tuple[str, str], Row] = {}
+        for (_, name), row in self.rows.items():
+            by_operation.setdefault(("all", name), Row()).add(row)
+        title = f"mean of {steps} steps, {1000 * seconds / steps:,.1f} ms each"
+        tables = [_table(title + heading, rows, steps, seconds)
+                  for heading, rows in ((", by operation", by_operation), (", by layer and operation", self.rows))]
+        file = io.StringIO()
+        console = Console(file=file, width=200)
+        for table in tables:
+            console.print(table)
+        return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+
+
+def _table(title: str, rows: dict[tuple[str, str], Row], steps: int, seconds: float) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    for column in ("layer", "operation"):
+        table.add_column(column)
+    for column in ("calls", "forward ms", "backward ms", "share", "MB kept", "MB peak"):
+        table.add_column(column, justify="right")
+
+    def line(layer: str, name: str, row: Row) -> None:
+        table.add_row(layer, name, f"{row.calls / steps:g}", f"{1000 * row.forward / steps:.2f}",
+                      f"{1000 * row.backward / steps:.2f}", f"{(row.forward + row.backward) / seconds:.1%}",
+                      f"{row.kept / steps / MIB:.1f}", f"{row.rise / MIB:.1f}")
+
+    total = Row()
+    for (layer, name), row in rows.items():
+        line(layer or "(model)", name, row)
+        total.add(row)
+    table.add_section()
+    line("all", "operations", total)
+    rest = seconds - total.forward - total.backward
+    table.add_row("the rest", "batch, norm, optimizer", "", f"{1000 * rest / steps:.2f}", "", f"{rest / seconds:.1%}")
+    return table
