@@ -16,9 +16,9 @@ PRESETS: dict[str, Config] = {
     "shakespeare": Config(
         model=MODELS["shakespeare"],
         data=DataConfig(seq_len=64, batch_tokens=12 * 64, val_fraction=0.1),
-        optim=OptimConfig(lr=3e-3, warmup_steps=100),
-        run=RunConfig(preset="shakespeare", steps=2000, log_every=20),
-        checkpoint=CheckpointConfig(every=500),
+        optim=OptimConfig(lr=3e-3, betas=(0.8, 0.95), weight_decay=0.03, schedule="wsd", warmup_steps=80,
+                          min_lr_ratio=0.0, decay_fraction=1.0),
+        run=RunConfig(preset="shakespeare", steps=380, log_every=20),
     ),
     "base-0.18b": Config(
         model=MODELS["base-0.18b"],

@@ -58,6 +58,7 @@ class Session:
         self.identity, self._evaluate, self._sample = identity, evaluate, sample
         self.position: Position = loop.position
         self.total = config.planned_steps()
+        self._drawn_at = -1
         self.last_evaluation: Evaluation | None = None
         self.last_sample = ""
 
@@ -165,7 +166,7 @@ class Session:
             metrics.append({"step": step, "tokens": self.position.cursor, "val_loss": result.loss,
                             "val_bits_per_byte": result.bits_per_byte})
             display.say(f"step {step}  validation loss {result.loss:.4f}  bits/byte {result.bits_per_byte:.4f}")
-            draw_loss(self.folder.metrics, self.folder.picture, f"{self.folder.path.name}: loss by step")
+            self._draw(step)
         if self._due(self._period(run.sample_every, SAMPLES)):
             try:
                 self.last_sample = self._sample()
@@ -174,6 +175,11 @@ class Session:
             self.folder.samples.mkdir(exist_ok=True)
             write_text(self.folder.samples / f"step-{step:06d}.txt", self.last_sample + "\n", durable=False)
             display.say(f"step {step}  sample:\n{printable(self.last_sample)}\n")
+
+    def _draw(self, step: int) -> None:
+        if self._drawn_at != step:
+            draw_loss(self.folder.metrics, self.folder.picture, f"{self.folder.path.name}: loss by step")
+            self._drawn_at = step
 
     def _period(self, every: int, parts: int) -> int:
         return max(1, self.total // parts) if every == 0 and self.total else every
@@ -184,6 +190,7 @@ class Session:
             raise NonFiniteError(f"step {self.position.step}: weight {bad} is not finite after the update; "
                                  f"{self._last_good()}")
         metrics.sync()
+        self._draw(self.position.step)
         state = {**vars(self.position), "total_steps": self.total, "updates": self.optimizer.updates,
                  "seed": self.config.run.seed, "threads": kernels.threads(), "config": self.config.digest(),
                  "tokenizer": self.identity.tokenizer, "data": self.identity.data}

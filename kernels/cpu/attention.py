@@ -182,11 +182,12 @@ class _Setting:
         ones = np.ones(dim, scalar)
         return cls(
             qkv.contiguous().numpy(), n_heads, n_kv_heads, dim,
-            np.ones((tokens, dim // 2), scalar) if cos is None else cos.numpy(),
-            np.zeros((tokens, dim // 2), scalar) if sin is None else sin.numpy(),
-            ones if q_gain is None else q_gain.numpy(), ones if k_gain is None else k_gain.numpy(),
+            np.ones((tokens, dim // 2), scalar) if cos is None else cos.contiguous().numpy(),
+            np.zeros((tokens, dim // 2), scalar) if sin is None else sin.contiguous().numpy(),
+            ones if q_gain is None else q_gain.contiguous().numpy(),
+            ones if k_gain is None else k_gain.contiguous().numpy(),
             q_gain is not None, scalar(eps),
-            np.zeros((batch, tokens), np.int32) if doc_start is None else doc_start.numpy(), qkv.dtype,
+            np.zeros((batch, tokens), np.int32) if doc_start is None else doc_start.contiguous().numpy(), qkv.dtype,
         )
 
     @property

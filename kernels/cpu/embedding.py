@@ -8,6 +8,7 @@ from .. import memory
 from .compiled import compiled
 from .gemm import blocks
 from .launch import launch, threads
+from .rows import as_rows, as_vector
 
 
 @compiled
@@ -28,7 +29,7 @@ def _scatter(ids, dout, dweight, start, stop):
 
 def forward(ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     out = memory.empty((*ids.shape, weight.shape[1]), weight.dtype)
-    rows, flat, table = out.view(-1, weight.shape[1]).numpy(), ids.reshape(-1).numpy(), weight.numpy()
+    rows, flat, table = as_rows(out), as_vector(ids), as_rows(weight)
     n = 1024
     launch(lambda block: _gather(flat[block * n: block * n + n], table, rows[block * n: block * n + n]),
            blocks(len(flat), n))
@@ -38,7 +39,7 @@ def forward(ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 def backward(dout: torch.Tensor, ids: torch.Tensor, rows: int) -> torch.Tensor:
     width = dout.shape[-1]
     dweight = memory.zeros((rows, width), dout.dtype)
-    flat, grads, table = ids.reshape(-1).numpy(), dout.reshape(-1, width).numpy(), dweight.numpy()
+    flat, grads, table = as_vector(ids), as_rows(dout), dweight.numpy()
     columns = blocks(width, threads())
     launch(lambda block: _scatter(flat, grads, table, block * columns, min(block * columns + columns, width)),
            blocks(width, columns))

@@ -48,7 +48,7 @@ def loss_rows(logits, targets, ignore_index, scale, losses, with_gradient):
 def forward(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, normalizer: float, ignore_index: int = -100,
             with_gradient: bool = True) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     vocabulary, width = weight.shape
-    rows_x, rows_t = x.reshape(-1, width), targets.reshape(-1).numpy()
+    rows_x, rows_t = x.reshape(-1, width), targets.contiguous().view(-1).numpy()
     count = len(rows_x)
     losses = np.empty(count, rows_x.numpy().dtype)
     scale = losses.dtype.type(1 / normalizer)

@@ -9,7 +9,8 @@ from .. import memory
 from .compiled import compiled
 from .gemm import block_rows, blocks
 from .lanes import add_lanes, lane_buffers
-from .launch import launch, launch_ranges
+from .launch import launch_ranges
+from .rows import as_rows, as_vector, launch_rows
 
 
 @compiled
@@ -53,25 +54,19 @@ def backward_rows(dy, x, gain, rstd, dx, dgain):
 
 def forward(x: torch.Tensor, gain: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     y, rstd = memory.empty(x.shape, x.dtype), memory.empty(x.shape[:-1], x.dtype)
-    arrays = [t.reshape(-1, x.shape[-1]).numpy() for t in (x, y)]
-    rows_rstd, gains, eps = rstd.view(-1).numpy(), gain.numpy(), gain.numpy().dtype.type(eps)
-    n = block_rows(x.shape[-1])
-
-    def program(block: int):
-        rows = slice(block * n, block * n + n)
-        normalise_rows(arrays[0][rows], gains, eps, arrays[1][rows], rows_rstd[rows])
-
-    launch(program, blocks(len(rows_rstd), n))
+    rows_x, rows_y, rows_rstd, gains = as_rows(x), as_rows(y), as_vector(rstd), as_vector(gain)
+    eps = gains.dtype.type(eps)
+    launch_rows(lambda rows: normalise_rows(rows_x[rows], gains, eps, rows_y[rows], rows_rstd[rows]), *rows_x.shape)
     return y, rstd
 
 
 def backward(dy: torch.Tensor, x: torch.Tensor, gain: torch.Tensor,
              rstd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     dx = memory.empty(x.shape, x.dtype)
-    rows_dy, rows_x, rows_dx = (t.reshape(-1, x.shape[-1]).numpy() for t in (dy, x, dx))
-    rows_rstd, gains = rstd.view(-1).numpy(), gain.numpy()
+    rows_dy, rows_x, rows_dx = as_rows(dy), as_rows(x), as_rows(dx)
+    rows_rstd, gains = as_vector(rstd), as_vector(gain)
     n = block_rows(x.shape[-1])
-    grid = blocks(len(rows_x), n)
+    grid = max(blocks(len(rows_x), n), 1)
     dgain = lane_buffers(grid, gain.shape, gain)
 
     def program(lane: int, start: int, stop: int):

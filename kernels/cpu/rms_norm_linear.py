@@ -9,15 +9,15 @@ from .gemm import block_rows, blocks, multiply
 from .lanes import add_lanes, lane_buffers
 from .launch import launch, launch_ranges, scratch
 from .rms_norm import backward_rows, normalise_rows, scale_rows
+from .rows import as_rows, as_vector
 
 
 def forward(x: torch.Tensor, gain: torch.Tensor, weight: torch.Tensor,
             eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     d_out, d_in = weight.shape
-    rows_x = x.reshape(-1, d_in)
     y, rstd = memory.empty((*x.shape[:-1], d_out), x.dtype), memory.empty(x.shape[:-1], x.dtype)
     rows_y, rows_rstd = y.view(-1, d_out), rstd.view(-1).numpy()
-    array_x, gains, eps = rows_x.numpy(), gain.numpy(), gain.numpy().dtype.type(eps)
+    array_x, gains, eps = as_rows(x), as_vector(gain), gain.numpy().dtype.type(eps)
     n = block_rows(d_in + d_out)
 
     def program(block: int):
@@ -27,7 +27,7 @@ def forward(x: torch.Tensor, gain: torch.Tensor, weight: torch.Tensor,
         normalise_rows(part, gains, eps, normed.numpy(), rows_rstd[rows])
         multiply(normed, weight.t(), rows_y[rows])
 
-    launch(program, blocks(len(rows_x), n))
+    launch(program, blocks(len(array_x), n))
     return y, rstd
 
 
@@ -35,8 +35,8 @@ def backward(dy: torch.Tensor, x: torch.Tensor, gain: torch.Tensor, weight: torc
              rstd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     d_out, d_in = weight.shape
     dx = memory.empty(x.shape, x.dtype)
-    rows_dy, array_x, rows_dx = dy.reshape(-1, d_out), x.reshape(-1, d_in).numpy(), dx.view(-1, d_in).numpy()
-    rows_rstd, gains = rstd.view(-1).numpy(), gain.numpy()
+    rows_dy, array_x, rows_dx = dy.reshape(-1, d_out), as_rows(x), as_rows(dx)
+    rows_rstd, gains = as_vector(rstd), as_vector(gain)
     n = block_rows(d_in + d_out)
     grid = blocks(len(array_x), n)
     dgain, dweight = lane_buffers(grid, gain.shape, gain), lane_buffers(grid, weight.shape, weight)

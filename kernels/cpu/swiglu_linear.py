@@ -9,6 +9,7 @@ from .compiled import compiled, exp
 from .gemm import block_rows, blocks, multiply, multiply_add
 from .lanes import add_lanes, lane_buffers
 from .launch import launch, launch_ranges, scratch
+from .rows import as_rows
 
 
 @compiled
@@ -40,7 +41,7 @@ def backward_rows(da, h, a, dh):
 
 def forward(h: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
     d_out, width = weight.shape
-    rows_h = h.reshape(-1, 2 * width).numpy()
+    rows_h = as_rows(h)
     y = memory.empty((*h.shape[:-1], d_out), h.dtype)
     rows_y = y.view(-1, d_out)
     rows_r = None if residual is None else residual.reshape(-1, d_out)
@@ -63,7 +64,7 @@ def forward(h: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None
 def backward(dy: torch.Tensor, h: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     d_out, width = weight.shape
     dh = memory.empty(h.shape, h.dtype)
-    rows_dy, rows_h, rows_dh = dy.reshape(-1, d_out), h.reshape(-1, 2 * width).numpy(), dh.view(-1, 2 * width).numpy()
+    rows_dy, rows_h, rows_dh = dy.reshape(-1, d_out), as_rows(h), as_rows(dh)
     n = block_rows(3 * width)
     grid = blocks(len(rows_h), n)
     dweight = lane_buffers(grid, weight.shape, weight)

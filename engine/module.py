@@ -1,0 +1,98 @@
+"""Modules: parameters with names."""
+
+from __future__ import annotations
+
+from typing import Iterator
+
+import torch
+
+from .errors import UserError
+from .tensor import Tensor
+
+
+class Parameter(Tensor):
+    """A tensor that training changes.
+
+    Args:
+        data: floating-point buffer.
+        decay: whether weight decay applies; by default to everything of two or more dimensions.
+    """
+
+    __slots__ = ("decay",)
+
+    def __init__(self, data: torch.Tensor, decay: bool | None = None):
+        super().__init__(data, requires_grad=True)
+        self.decay = data.ndim >= 2 if decay is None else decay
+
+
+class Module:
+    """Something with parameters and a forward. Attributes that are parameters, modules or lists of modules count."""
+
+    training = True
+
+    def __call__(self, *arguments, **options):
+        return self.forward(*arguments, **options)
+
+    def forward(self, *arguments, **options):
+        raise NotImplementedError
+
+    def _children(self) -> Iterator[tuple[str, Module]]:
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                yield name, value
+            elif isinstance(value, (list, tuple)):
+                for index, item in enumerate(value):
+                    if isinstance(item, Module):
+                        yield f"{name}.{index}", item
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module and all below it, with dotted names; the root's name is the prefix."""
+        yield prefix, self
+        for name, child in self._children():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all below it."""
+        return (module for _, module in self.named_modules())
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """Every parameter once, with its dotted name; one that is shared bears its first name."""
+        seen: set[int] = set()
+        for prefix, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Parameter) and id(value) not in seen:
+                    seen.add(id(value))
+                    yield (f"{prefix}.{name}" if prefix else name), value
+
+    def parameters(self) -> Iterator[Parameter]:
+        """Every parameter once."""
+        return (parameter for _, parameter in self.named_parameters())
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The parameters' buffers by name, not copied."""
+        return {name: parameter.data for name, parameter in self.named_parameters()}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Copy values into the parameters; names, shapes and dtypes must all agree."""
+        parameters = dict(self.named_parameters())
+        missing, unexpected = sorted(parameters.keys() - state.keys()), sorted(state.keys() - parameters.keys())
+        if missing or unexpected:
+            raise UserError(f"state dict does not fit the module: missing {missing or 'none'}, "
+                            f"unexpected {unexpected or 'none'}")
+        for name, parameter in parameters.items():
+            value, own = state[name], parameter.data
+            if value.shape != own.shape or value.dtype != own.dtype:
+                raise UserError(f"{name} must be {own.dtype} of shape {tuple(own.shape)}, "
+                                f"got {value.dtype} of shape {tuple(value.shape)}")
+        for name, parameter in parameters.items():
+            parameter.data.copy_(state[name])
+
+    def train(self, mode: bool = True) -> Module:
+        """Switch to training mode (dropout on), or with False to evaluation mode. Returns itself."""
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Module:
+        """Switch to evaluation mode (dropout off). Returns itself."""
+        return self.train(False)

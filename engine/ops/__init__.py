@@ -1,0 +1,30 @@
+"""Operations on tensors: each a function here, and a method of Tensor where torch has one."""
+
+from ..tensor import Op, Tensor
+from .checks import to
+from .elementwise import add, div, eq, ge, gt, le, logical_not, lt, maximum, minimum, mul, ne, pow, sub, where
+from .fused import attention, feed_forward, linear, linear_cross_entropy, rms_norm_linear, swiglu_linear
+from .indexing import embedding, gather, index
+from .layout import (
+    cat, chunk, contiguous, expand, flatten, permute, reshape, split, squeeze, stack, transpose, unbind, unsqueeze,
+    view,
+)
+from .methods import attach
+from .normalization import dropout, layer_norm, rms_norm
+from .probability import cross_entropy, log_softmax, logsumexp, softmax
+from .product import matmul
+from .reduction import amax, amin, argmax, argmin, max, mean, min, sum, var
+from .sequence import causal_attention, rope, swiglu
+from .unary import abs, clamp, exp, gelu, log, neg, relu, sigmoid, silu, sqrt, tanh
+
+attach()
+
+__all__ = [
+    "Op", "Tensor", "abs", "add", "amax", "amin", "argmax", "argmin", "attention", "cat", "causal_attention",
+    "chunk", "clamp", "contiguous", "cross_entropy", "div", "dropout", "embedding", "eq", "exp", "expand",
+    "feed_forward", "flatten", "gather", "ge", "gelu", "gt", "index", "layer_norm", "le", "linear",
+    "linear_cross_entropy", "log", "log_softmax", "logical_not", "logsumexp", "lt", "matmul", "max", "maximum",
+    "mean", "min", "minimum", "mul", "ne", "neg", "permute", "pow", "relu", "reshape", "rms_norm",
+    "rms_norm_linear", "rope", "sigmoid", "silu", "softmax", "split", "sqrt", "squeeze", "stack", "sub", "sum",
+    "swiglu", "swiglu_linear", "tanh", "to", "transpose", "unbind", "unsqueeze", "var", "view", "where",
+]

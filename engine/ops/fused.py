@@ -1,0 +1,213 @@
+"""The operations a decoder is made of, each one kernel: projections fused with what comes before them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+import kernels
+
+from ..errors import UserError
+from ..tensor import Op, Tensor
+from .checks import as_ids, expect, expect_input
+
+
+class Linear(Op):
+    def forward(self, x, weight, residual=None):
+        self.x, self.weight = x, weight
+        return kernels.linear.forward(x, weight, residual)
+
+    def backward(self, dy):
+        dx, dweight = kernels.linear.backward(dy, self.x, self.weight)
+        return (dx, dweight, dy)[: len(self.needs)]
+
+
+def linear(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> Tensor:
+    """y = x W^T (+ residual).
+
+    Args:
+        x: (..., d_in).
+        weight: (d_out, d_in).
+        residual: (..., d_out), added to the product.
+    """
+    expect_input("linear", x, weight)
+    if residual is not None:
+        expect("linear", "residual", residual, (*x.shape[:-1], weight.shape[0]), x.dtype)
+    return Linear.apply(x, weight) if residual is None else Linear.apply(x, weight, residual)
+
+
+class RMSNormLinear(Op):
+    def forward(self, x, gain, weight, *, eps):
+        y, rstd = kernels.rms_norm_linear.forward(x, gain, weight, eps)
+        self.saved = x, gain, weight, rstd
+        return y
+
+    def backward(self, dy):
+        return kernels.rms_norm_linear.backward(dy, *self.saved)
+
+
+def rms_norm_linear(x: Tensor, gain: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
+    """y = rms_norm(x) W^T (RMSNorm: arXiv 1910.07467).
+
+    Args:
+        x: (..., d_in).
+        gain: (d_in,).
+        weight: (d_out, d_in).
+    """
+    expect_input("rms_norm_linear", x, weight)
+    expect("rms_norm_linear", "gain", gain, weight.shape[1:], x.dtype)
+    return RMSNormLinear.apply(x, gain, weight, eps=eps)
+
+
+class SwiGLULinear(Op):
+    def forward(self, h, weight, residual=None):
+        self.h, self.weight = h, weight
+        return kernels.swiglu_linear.forward(h, weight, residual)
+
+    def backward(self, dy):
+        dh, dweight = kernels.swiglu_linear.backward(dy, self.h, self.weight)
+        return (dh, dweight, dy)[: len(self.needs)]
+
+
+def swiglu_linear(h: Tensor, weight: Tensor, residual: Tensor | None = None) -> Tensor:
+    """y = (silu(gate) * up) W^T (+ residual) with h = [gate | up] (SwiGLU: arXiv 2002.05202).
+
+    Args:
+        h: (..., 2 f).
+        weight: (d_out, f).
+        residual: (..., d_out), added to the product.
+    """
+    expect_input("swiglu_linear", h, weight, 2 * weight.shape[-1])
+    if residual is not None:
+        expect("swiglu_linear", "residual", residual, (*h.shape[:-1], weight.shape[0]), h.dtype)
+    return SwiGLULinear.apply(h, weight) if residual is None else SwiGLULinear.apply(h, weight, residual)
+
+
+class FeedForward(Op):
+    def forward(self, x, gain, gate_up, down, *, eps):
+        y, h, rstd = kernels.feed_forward.forward(x, gain, gate_up, down, eps)
+        self.saved = x, gain, gate_up, down, h, rstd
+        return y
+
+    def backward(self, dy):
+        return kernels.feed_forward.backward(dy, *self.saved)
+
+
+def feed_forward(x: Tensor, gain: Tensor, gate_up: Tensor, down: Tensor, eps: float = 1e-6) -> Tensor:
+    """y = x + (silu(gate) * up) W_down^T with [gate | up] = rms_norm(x) W_gate_up^T: a whole pre-norm SwiGLU part.
+
+    Args:
+        x: (..., d).
+        gain: (d,) of the norm.
+        gate_up: (2 f, d).
+        down: (d, f).
+    """
+    expect_input("feed_forward", x, gate_up)
+    width, inner = gate_up.shape[1], gate_up.shape[0] // 2
+    expect("feed_forward", "gate_up", gate_up, (2 * inner, width), x.dtype)
+    expect("feed_forward", "down", down, (width, inner), x.dtype)
+    expect("feed_forward", "gain", gain, (width,), x.dtype)
+    return FeedForward.apply(x, gain, gate_up, down, eps=eps)
+
+
+class Attention(Op):
+    def forward(self, qkv, q_gain=None, k_gain=None, *, n_heads, n_kv_heads, cos, sin, eps, doc_start):
+        self.arguments = n_heads, n_kv_heads, cos, sin, q_gain, k_gain, eps, doc_start
+        out, lse = kernels.attention.forward(qkv, *self.arguments)
+        self.saved = out, lse, qkv
+        return out
+
+    def backward(self, dout):
+        return kernels.attention.backward(dout, *self.saved, *self.arguments)[: len(self.needs)]
+
+
+def attention(qkv: Tensor, n_heads: int, n_kv_heads: int, rope: tuple[torch.Tensor, torch.Tensor] | None = None,
+              q_gain: Tensor | None = None, k_gain: Tensor | None = None, eps: float = 1e-6,
+              doc_start: torch.Tensor | None = None) -> Tensor:
+    """Causal grouped-query attention on a packed projection; scores are scaled by 1 / sqrt(D).
+
+    Args:
+        qkv: (B, T, (H + 2 K) D): the queries of H heads, then the keys of K heads, then the values of K heads.
+        rope: cos and sin, each (at least T, D / 2), to rotate features i and i + D / 2 (arXiv 2104.09864).
+        q_gain, k_gain: (D,) gains of a per-head RMS norm of queries and keys before the rotation; both or neither.
+        doc_start: int32 (B, T), position in the row of the first token of each token's document; keys before it
+            are invisible.
+
+    Returns:
+        (B, T, H D).
+    """
+    if n_heads % n_kv_heads:
+        raise UserError(f"attention: n_heads must be a multiple of n_kv_heads, got {n_heads} and {n_kv_heads}")
+    if qkv.ndim != 3 or qkv.shape[-1] % (2 * (n_heads + 2 * n_kv_heads)):
+        raise UserError(f"attention: qkv must be (B, T, ({n_heads} + 2 * {n_kv_heads}) * even head size), got {qkv.shape}")
+    if (q_gain is None) != (k_gain is None):
+        raise UserError("attention: give both q_gain and k_gain, or neither")
+    batch, tokens, width = qkv.shape
+    dim = width // (n_heads + 2 * n_kv_heads)
+    if q_gain is not None:
+        expect("attention", "q_gain", q_gain, (dim,), qkv.dtype)
+        expect("attention", "k_gain", k_gain, (dim,), qkv.dtype)
+    cos, sin = rope if rope is not None else (None, None)
+    if rope is not None:
+        positions = max(len(cos), tokens)
+        expect("attention", "cos", cos, (positions, dim // 2), qkv.dtype)
+        expect("attention", "sin", sin, (positions, dim // 2), qkv.dtype)
+    if doc_start is not None:
+        expect("attention", "doc_start", doc_start, (batch, tokens), torch.int32)
+        _check_doc_start(doc_start)
+    inputs = (qkv,) if q_gain is None else (qkv, q_gain, k_gain)
+    return Attention.apply(*inputs, n_heads=n_heads, n_kv_heads=n_kv_heads, cos=cos, sin=sin, eps=eps,
+                           doc_start=doc_start)
+
+
+def _check_doc_start(doc_start: torch.Tensor) -> None:
+    """Raise unless each row is 0 <= doc_start[i] <= i and never decreases."""
+    array = doc_start.numpy()
+    position = np.arange(array.shape[1])
+    if (array < 0).any() or (array > position).any() or (array[:, 1:] < array[:, :-1]).any():
+        raise UserError("attention: doc_start must never decrease along a row nor point below 0 or past its own token")
+
+
+class LinearCrossEntropy(Op):
+    def forward(self, x, weight, *, targets, normalizer, ignore_index):
+        loss, self.dx, self.dweight = kernels.linear_cross_entropy.forward(
+            x, weight, targets, normalizer, ignore_index, any(self.needs))
+        return loss
+
+    def backward(self, dloss):
+        kernels.elementwise.scale(self.dx, dloss)
+        kernels.elementwise.scale(self.dweight, dloss)
+        return self.dx, self.dweight
+
+
+def check_targets(name: str, targets: torch.Tensor, classes: int, ignore_index: int) -> int:
+    """The number of targets that are not `ignore_index`; raises unless every one of those is in [0, classes)."""
+    array = targets.numpy()
+    valid = array[array != ignore_index]
+    if valid.size and (valid.min() < 0 or valid.max() >= classes):
+        raise UserError(f"{name}: targets must lie in [0, {classes}) or be {ignore_index}, "
+                        f"got {valid.min()} to {valid.max()}")
+    return valid.size
+
+
+def linear_cross_entropy(x: Tensor, weight: Tensor, targets: torch.Tensor, normalizer: float | None = None,
+                         ignore_index: int = -100) -> Tensor:
+    """Sum of cross-entropy(x W^T, target) over the targets that count, divided by `normalizer`.
+
+    The logits of all rows never exist together: memory does not grow with rows times vocabulary.
+
+    Args:
+        x: (..., d).
+        weight: (vocabulary, d).
+        targets: int64 (...); rows whose target is `ignore_index` count nothing.
+        normalizer: divisor; the number of targets that count when left out.
+
+    Returns:
+        A scalar, in nats.
+    """
+    expect_input("linear_cross_entropy", x, weight)
+    targets = as_ids(targets)
+    expect("linear_cross_entropy", "targets", targets, x.shape[:-1], torch.int64)
+    count = check_targets("linear_cross_entropy", targets, weight.shape[0], ignore_index)
+    return LinearCrossEntropy.apply(x, weight, targets=targets, normalizer=normalizer or max(count, 1),
+                                    ignore_index=ignore_index)

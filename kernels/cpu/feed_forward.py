@@ -1,0 +1,73 @@
+"""A pre-norm SwiGLU feed-forward part with its residual, a block of rows at a time.
+
+Of the wide intermediate values only [gate | up] goes to memory, once, for backward; its gradient never does.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from .. import memory
+from .gemm import block_rows, blocks, multiply, multiply_add
+from .lanes import add_lanes, lane_buffers
+from .launch import launch, launch_ranges, scratch
+from .rms_norm import backward_rows as norm_backward_rows
+from .rms_norm import normalise_rows, scale_rows
+from .rows import as_rows, as_vector
+from .swiglu_linear import activate_rows
+from .swiglu_linear import backward_rows as activation_backward_rows
+
+
+def forward(x: torch.Tensor, gain: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor,
+            eps: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    width, inner = down.shape
+    y = memory.empty(x.shape, x.dtype)
+    h, rstd = memory.empty((*x.shape[:-1], 2 * inner), x.dtype), memory.empty(x.shape[:-1], x.dtype)
+    rows_x, rows_y, rows_h = x.reshape(-1, width), y.view(-1, width), h.view(-1, 2 * inner)
+    array_x, array_h, rows_rstd, gains = as_rows(x), as_rows(h), as_vector(rstd), as_vector(gain)
+    eps = gains.dtype.type(eps)
+    n = block_rows(width + 3 * inner)
+
+    def program(block: int):
+        rows = slice(block * n, block * n + n)
+        normed = scratch("normed", array_x[rows].shape, x.dtype)
+        active = scratch("active", (len(normed), inner), x.dtype)
+        normalise_rows(array_x[rows], gains, eps, normed.numpy(), rows_rstd[rows])
+        multiply(normed, gate_up.t(), rows_h[rows])
+        activate_rows(array_h[rows], active.numpy())
+        multiply_add(rows_x[rows], active, down.t(), rows_y[rows])
+
+    launch(program, blocks(len(array_x), n))
+    return y, h, rstd
+
+
+def backward(dy: torch.Tensor, x: torch.Tensor, gain: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor,
+             h: torch.Tensor, rstd: torch.Tensor):
+    width, inner = down.shape
+    dx = memory.empty(x.shape, x.dtype)
+    rows_dy, array_dy, array_dx = dy.reshape(-1, width), as_rows(dy), as_rows(dx)
+    array_x, array_h, rows_rstd, gains = as_rows(x), as_rows(h), as_vector(rstd), as_vector(gain)
+    n = block_rows(width + 4 * inner)
+    grid = blocks(len(array_x), n)
+    dgain, dgate_up, ddown = (lane_buffers(grid, p.shape, p) for p in (gain, gate_up, down))
+
+    def program(lane: int, start: int, stop: int):
+        gain_part = dgain[lane].zero_().numpy()
+        for block in range(start, stop):
+            rows = slice(block * n, block * n + n)
+            part, count = array_x[rows], len(array_x[rows])
+            active, d_active = (scratch(name, (count, inner), x.dtype) for name in ("active", "d_active"))
+            normed, d_normed = (scratch(name, (count, width), x.dtype) for name in ("normed", "d_normed"))
+            dh = scratch("dh", (count, 2 * inner), x.dtype)
+            multiply(rows_dy[rows], down, d_active)
+            activation_backward_rows(d_active.numpy(), array_h[rows], active.numpy(), dh.numpy())
+            multiply(rows_dy[rows].t(), active, ddown[lane], accumulate=block > start)
+            scale_rows(part, gains, rows_rstd[rows], normed.numpy())
+            multiply(dh.t(), normed, dgate_up[lane], accumulate=block > start)
+            multiply(dh, gate_up, d_normed)
+            norm_backward_rows(d_normed.numpy(), part, gains, rows_rstd[rows], array_dx[rows], gain_part)
+            np.add(array_dx[rows], array_dy[rows], out=array_dx[rows])
+
+    launch_ranges(program, grid)
+    return dx, add_lanes(dgain), add_lanes(dgate_up), add_lanes(ddown)

@@ -1,0 +1,56 @@
+"""Grouped-query attention with rotary positions and optional QK-norm."""
+
+from __future__ import annotations
+
+import torch
+
+import kernels
+from engine import Dropout, Linear, Module, RMSNorm, Tensor, ops
+from models.cache import KVCache
+from models.config import ModelConfig
+from models.rotary import rotary_table
+
+
+class GroupedQueryAttention(Module):
+    """x + W_out attention(W_qkv rms_norm(x)), causal.
+
+    Grouped-query: arXiv 2305.13245. QK-norm, an RMS norm of each query and key head before the rotation:
+    arXiv 2302.05442, section 2. The rows of W_qkv are the queries of all heads, then the keys, then the values.
+    """
+
+    residual_outputs = ("out.weight",)
+
+    def __init__(self, config: ModelConfig):
+        self.config = config
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.qkv = Linear(config.d_model, (config.n_heads + 2 * config.n_kv_heads) * config.head_dim)
+        self.out = Linear(config.n_heads * config.head_dim, config.d_model)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.dropout = Dropout(config.dropout)
+
+    def rotary(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin for every position, in the parameters' dtype and on their device."""
+        weight = self.qkv.weight
+        table = rotary_table(self.config.max_seq_len, self.config.head_dim, self.config.rope_base, weight.dtype)
+        return table[0].to(weight.device), table[1].to(weight.device)
+
+    def forward(self, x: Tensor, doc_start: torch.Tensor | None = None) -> Tensor:
+        """x [B, T, d_model], doc_start int32 [B, T] or None -> [B, T, d_model]."""
+        c = self.config
+        qkv = ops.rms_norm_linear(x, self.norm.gain, self.qkv.weight, c.norm_eps)
+        y = ops.attention(qkv, c.n_heads, c.n_kv_heads, self.rotary(), self.q_norm.gain if self.q_norm else None,
+                          self.k_norm.gain if self.k_norm else None, c.norm_eps, doc_start)
+        if self.training and c.dropout:
+            return x + self.dropout(self.out(y))
+        return self.out(y, residual=x)
+
+    def step(self, x: torch.Tensor, cache: KVCache, layer: int) -> torch.Tensor:
+        """Buffers: x [1, T, d_model] of the T tokens after those in the cache -> [1, T, d_model]."""
+        c = self.config
+        qkv, _ = kernels.rms_norm_linear.forward(x, self.norm.gain.data, self.qkv.weight.data, c.norm_eps)
+        heads = qkv.view(x.shape[1], -1, c.head_dim)
+        q, k, v = heads.split([c.n_heads, c.n_kv_heads, c.n_kv_heads], dim=1)
+        gains = (self.q_norm.gain.data, self.k_norm.gain.data) if self.q_norm else (None, None)
+        y = cache.attend(layer, q, k, v, self.rotary(), *gains, c.norm_eps)
+        return kernels.linear.forward(y, self.out.weight.data, x)

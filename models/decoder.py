@@ -1,0 +1,97 @@
+"""The decoder: embedding, layers of attention and feed-forward with a norm before each, norm, head."""
+
+from __future__ import annotations
+
+import torch
+
+import kernels
+from engine import Dropout, Embedding, Linear, Module, Parameter, RMSNorm, Tensor, UserError, ops, recompute
+from models import parts
+from models.cache import KVCache
+from models.config import ModelConfig
+from models.initialise import initialise
+
+
+class Layer(Module):
+    """One attention part and one feed-forward part; both add to the residual stream themselves."""
+
+    def __init__(self, config: ModelConfig):
+        self.attention = parts.attention(config)
+        self.feed_forward = parts.feed_forward(config)
+
+    def forward(self, x: Tensor, doc_start: torch.Tensor | None = None) -> Tensor:
+        return self.feed_forward(self.attention(x, doc_start), doc_start)
+
+    def step(self, x: torch.Tensor, cache: KVCache, layer: int) -> torch.Tensor:
+        return self.feed_forward.step(self.attention.step(x, cache, layer), cache, layer)
+
+
+class Decoder(Module):
+    """A language model: ids to logits of the next token.
+
+    Args:
+        config: shape and parts.
+        seed: of the initial weights; None leaves whatever the layers start with, for weights that are loaded next.
+    """
+
+    def __init__(self, config: ModelConfig, seed: int | None = 0):
+        self.config = config
+        self.embedding = Embedding(config.vocab_size, config.d_model)
+        self.dropout = Dropout(config.dropout)
+        self.layers = [Layer(config) for _ in range(config.n_layers)]
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.head = None if config.tie_embeddings else Linear(config.d_model, config.vocab_size)
+        dtype = getattr(torch, config.dtype)
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(dtype)
+        if seed is not None:
+            initialise(self, config, seed)
+
+    @property
+    def output(self) -> Parameter:
+        """The matrix [vocab_size, d_model] that gives the logits."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    def _stream(self, ids: torch.Tensor, doc_start: torch.Tensor | None) -> Tensor:
+        if ids.ndim != 2 or not 1 <= ids.shape[1] <= self.config.max_seq_len:
+            raise UserError(f"ids must be [batch, 1 to max_seq_len {self.config.max_seq_len}]: got {list(ids.shape)}")
+        x = self.embedding(ids)
+        if self.training and self.config.dropout:
+            x = self.dropout(x)
+        for layer in self.layers:
+            if self.training and self.config.recompute:
+                x = recompute(lambda stream, layer=layer: layer(stream, doc_start), x)
+            else:
+                x = layer(x, doc_start)
+        return x
+
+    def hidden(self, ids: torch.Tensor, doc_start: torch.Tensor | None = None) -> Tensor:
+        """ids int64 [B, T], doc_start int32 [B, T] or None -> what the head sees, [B, T, d_model]."""
+        return self.norm(self._stream(ids, doc_start))
+
+    def forward(self, ids: torch.Tensor, doc_start: torch.Tensor | None = None) -> Tensor:
+        """-> logits [B, T, vocab_size]; arguments as for `hidden`."""
+        return ops.rms_norm_linear(self._stream(ids, doc_start), self.norm.gain, self.output, self.config.norm_eps)
+
+    def loss(self, ids: torch.Tensor, targets: torch.Tensor, doc_start: torch.Tensor | None = None,
+             normalizer: float | None = None) -> Tensor:
+        """Cross-entropy in nats, summed over the targets that are not -100 and divided by `normalizer`.
+
+        Args:
+            ids, targets: int64 [B, T].
+            doc_start: int32 [B, T], see `engine.ops.attention`.
+            normalizer: number of targets of the whole batch when this is a part of it; default: of this call.
+        """
+        return ops.linear_cross_entropy(self.hidden(ids, doc_start), self.output, targets, normalizer)
+
+    def step(self, ids: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        """Logits [vocab_size] after the new tokens `ids` int64 [T], which join the cache. Buffers, no graph."""
+        if not 1 <= len(ids) <= cache.capacity - cache.length:
+            raise UserError(f"the cache has room for {cache.capacity - cache.length} tokens: got {len(ids)}")
+        x = self.embedding.weight.data[ids][None]
+        for index, layer in enumerate(self.layers):
+            x = layer.step(x, cache, index)
+        cache.length += len(ids)
+        logits, _ = kernels.rms_norm_linear.forward(x[:, -1:].contiguous(), self.norm.gain.data, self.output.data,
+                                                    self.config.norm_eps)
+        return logits.view(-1)

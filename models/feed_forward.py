@@ -1,0 +1,36 @@
+"""The SwiGLU feed-forward part."""
+
+from __future__ import annotations
+
+import torch
+
+import kernels
+from engine import Dropout, Linear, Module, RMSNorm, Tensor, ops
+from models.cache import KVCache
+from models.config import ModelConfig
+
+
+class SwiGLU(Module):
+    """x + W_down (silu(gate) * up), [gate | up] = W_gate_up rms_norm(x) (arXiv 2002.05202, equation 6)."""
+
+    residual_outputs = ("down.weight",)
+
+    def __init__(self, config: ModelConfig):
+        self.config = config
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.gate_up = Linear(config.d_model, 2 * config.d_ff)
+        self.down = Linear(config.d_ff, config.d_model)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x: Tensor, doc_start: torch.Tensor | None = None) -> Tensor:
+        """x [B, T, d_model] -> [B, T, d_model]; every token by itself, so documents do not matter."""
+        norm, eps = self.norm.gain, self.config.norm_eps
+        if self.training and self.config.dropout:
+            h = ops.rms_norm_linear(x, norm, self.gate_up.weight, eps)
+            return x + self.dropout(ops.swiglu_linear(h, self.down.weight))
+        return ops.feed_forward(x, norm, self.gate_up.weight, self.down.weight, eps)
+
+    def step(self, x: torch.Tensor, cache: KVCache, layer: int) -> torch.Tensor:
+        """Buffers: x [1, T, d_model] -> [1, T, d_model]."""
+        h, _ = kernels.rms_norm_linear.forward(x, self.norm.gain.data, self.gate_up.weight.data, self.config.norm_eps)
+        return kernels.swiglu_linear.forward(h, self.down.weight.data, x)

@@ -1,0 +1,141 @@
+"""Text from a trained model: python -m models.generate RUN --prompt TEXT"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from engine import UserError, no_grad
+from models.cache import KVCache
+from models.command import Parser, exit_code
+from models.decoder import Decoder
+from models.run_folder import load_run
+from models.sampling import Sampling, draw, probabilities
+from tokenizer import StreamDecoder, Tokenizer
+
+
+def window_start(length: int, capacity: int) -> int:
+    """First position that the model still sees when it predicts position `length`.
+
+    A text that outgrows the model's `capacity` is cut at the front by half a window at a time, so that a cache has
+    to be filled anew only once per half window. With and without a cache the model sees the same tokens.
+    """
+    hop = max(1, capacity // 2)
+    return max(0, -(-(length - capacity) // hop)) * hop
+
+
+def next_logits(model: Decoder, ids: Sequence[int]) -> np.ndarray:
+    """Logits [vocab_size] after `ids`, by a whole forward pass."""
+    with no_grad():
+        return model(torch.tensor([list(ids)], dtype=torch.int64)).numpy()[0, -1]
+
+
+class CachedLogits:
+    """Logits after a text that grows at its end; keeps keys and values of what it has seen."""
+
+    def __init__(self, model: Decoder):
+        self.model = model
+        self.cache = KVCache(model.config)
+        self.start = 0
+
+    def __call__(self, ids: Sequence[int], start: int) -> np.ndarray:
+        """Logits [vocab_size] after ids[start:]; `ids` begins with those of the last call."""
+        if start != self.start:
+            self.start, self.cache.length = start, 0
+        new = torch.tensor(ids[start + self.cache.length:], dtype=torch.int64)
+        return self.model.step(new, self.cache).numpy()
+
+
+def generate_ids(model: Decoder, ids: Sequence[int], max_new_tokens: int, sampling: Sampling = Sampling(),
+                 seed: int = 0, stop: int | None = None, n_ids: int | None = None,
+                 use_cache: bool = True) -> Iterator[int]:
+    """New ids one by one, `max_new_tokens` at most; ends before `stop`.
+
+    Args:
+        ids: the context, at least one id; the model sees as much of its end as `window_start` says.
+        n_ids: ids from here on are never drawn: rows of the head that stand for no token.
+    """
+    ids = [int(i) for i in ids]
+    n_ids = n_ids or model.config.vocab_size
+    if not ids:
+        raise UserError("generation needs at least one token of context: got none")
+    if min(ids) < 0 or max(ids) >= model.config.vocab_size:
+        raise UserError(f"ids must be in 0..{model.config.vocab_size - 1}: got {min(ids)} to {max(ids)}")
+    was_training = model.training
+    model.eval()
+    rng = np.random.default_rng(seed)
+    cached = CachedLogits(model) if use_cache else None
+    try:
+        for _ in range(max_new_tokens):
+            start = window_start(len(ids), model.config.max_seq_len)
+            logits = cached(ids, start) if cached else next_logits(model, ids[start:])
+            new = draw(probabilities(logits[:n_ids], ids[start:], sampling), rng)
+            if new == stop:
+                return
+            ids.append(new)
+            yield new
+    finally:
+        model.train(was_training)
+
+
+def generate_text(model: Decoder, tokenizer: Tokenizer, prompt: str, max_new_tokens: int,
+                  sampling: Sampling = Sampling(), seed: int = 0, use_cache: bool = True) -> Iterator[str]:
+    """The continuation of `prompt` in pieces of whole characters, up to the end of the document.
+
+    An empty prompt stands for the start of a document.
+    """
+    ids = tokenizer.encode(prompt) if prompt else [tokenizer.eod]
+    decoder = StreamDecoder(tokenizer)
+    for new in generate_ids(model, ids, max_new_tokens, sampling, seed, tokenizer.eod, tokenizer.vocab_size, use_cache):
+        if text := decoder.push(new):
+            yield text
+    if text := decoder.flush():
+        yield text
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that generate and chat share."""
+    parser.add_argument("--checkpoint", type=int, metavar="STEP", help="default: the last one")
+    parser.add_argument("--tokens", type=int, default=200, metavar="N", help="at most this many new tokens")
+    parser.add_argument("--temperature", type=float, default=Sampling.temperature, help="0: always the likeliest")
+    parser.add_argument("--top-k", type=int, default=Sampling.top_k, metavar="K", help="0: all")
+    parser.add_argument("--top-p", type=float, default=Sampling.top_p, metavar="P")
+    parser.add_argument("--repetition-penalty", type=float, default=Sampling.repetition_penalty, metavar="R")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def sampling_from(arguments: argparse.Namespace) -> Sampling:
+    """Checks the flags of `add_sampling_arguments`."""
+    if arguments.tokens < 1:
+        raise UserError(f"--tokens must be at least 1: got {arguments.tokens}")
+    if arguments.seed < 0:
+        raise UserError(f"--seed must be at least 0: got {arguments.seed}")
+    return Sampling(arguments.repetition_penalty, arguments.temperature, arguments.top_k, arguments.top_p)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(prog="python -m models.generate", description="Continue a text with a trained model.")
+    parser.add_argument("run", metavar="RUN", help="run folder, such as runs/demo-1")
+    parser.add_argument("--prompt", default="", metavar="TEXT", help="text to continue; empty: a new document")
+    add_sampling_arguments(parser)
+    parser.add_argument("--no-cache", action="store_true", help="recompute the whole context for every token")
+    arguments = parser.parse_args(argv)
+
+    def continue_prompt() -> None:
+        sampling = sampling_from(arguments)
+        run = load_run(arguments.run, arguments.checkpoint)
+        print(arguments.prompt, end="", flush=True)
+        for text in generate_text(run.model, run.tokenizer, arguments.prompt, arguments.tokens, sampling,
+                                  arguments.seed, not arguments.no_cache):
+            print(text, end="", flush=True)
+        print()
+
+    return exit_code(continue_prompt)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
