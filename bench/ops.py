@@ -44,7 +44,7 @@ def _outputs(result) -> list:
 def ours(case: str, dtype: str):
     """A step of our engine: seconds of forward and, if there is one, backward."""
     from engine import Op, Tensor
-    from engine.tensor import run_backward
+    from engine.autograd import run_backward
 
     class Source(Op):
         """Takes its gradient and drops it, as torch.autograd.grad hands it over without adding it to another."""

@@ -6,7 +6,7 @@ from .errors import UserError
 from .module import Module, Parameter
 from .nn import Dropout, Embedding, Linear, RMSNorm
 from .recompute import recompute
-from .tensor import Op, Tensor, enable_grad, grad_enabled, no_grad, tensor
+from .autograd import Op, Tensor, enable_grad, grad_enabled, no_grad, tensor
 
 __all__ = ["Arena", "Dropout", "Embedding", "Linear", "Module", "Op", "Parameter", "RMSNorm", "Tensor", "UserError",
            "enable_grad", "grad_enabled", "init", "no_grad", "ops", "random", "recompute", "tensor"]

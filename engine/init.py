@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from .tensor import Tensor
+from .autograd import Tensor
 
 
 def _generator(rng: np.random.Generator | None) -> np.random.Generator:
@@ -30,7 +30,10 @@ def uniform_(p: Tensor, bound: float = 1.0, rng: np.random.Generator | None = No
 
 
 def xavier_uniform_(p: Tensor, rng: np.random.Generator | None = None) -> Tensor:
-    """Draw a (fan_out, fan_in) matrix from U(-a, a), a = sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010, eq. 16)."""
+    """Draw a (fan_out, fan_in) matrix from U(-a, a), a = sqrt(6 / (fan_in + fan_out)).
+
+    Glorot and Bengio 2010, "Understanding the difficulty of training deep feedforward neural networks", equation 16.
+    """
     fan_out, fan_in = p.shape
     return uniform_(p, math.sqrt(6 / (fan_in + fan_out)), rng)
 

@@ -7,7 +7,7 @@ from typing import Iterator
 import torch
 
 from .errors import UserError
-from .tensor import Tensor
+from .autograd import Tensor
 
 
 class Parameter(Tensor):

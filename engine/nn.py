@@ -6,7 +6,7 @@ import kernels
 
 from . import init, ops
 from .module import Module, Parameter
-from .tensor import Tensor
+from .autograd import Tensor
 
 
 class Linear(Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Callable
 
 from . import random
-from .tensor import Op, Tensor, enable_grad, no_grad, run_backward
+from .autograd import Op, Tensor, enable_grad, no_grad, run_backward
 
 
 class _Recompute(Op):

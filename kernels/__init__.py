@@ -147,8 +147,8 @@ cross_entropy = Kernel("cross_entropy", """Sum of cross-entropy(logits, target) 
 
     forward(logits, targets, normalizer, ignore_index=-100) -> loss, top, total
     backward(dloss, logits, targets, top, total, normalizer, ignore_index=-100) -> dlogits
-    logits (..., classes), targets int64 (...): rows whose target is `ignore_index` count nothing; loss (); top and total
-    (...): a row's largest logit, and its sum of e^(logit - top)
+    logits (..., classes), targets int64 (...): rows whose target is `ignore_index` count nothing; loss ();
+    top and total (...): a row's largest logit, and its sum of e^(logit - top)
     """)
 
 layer_norm = Kernel("layer_norm", """y = (x - mean) / sqrt(variance + eps) * gain + bias (arXiv 1607.06450).

@@ -64,8 +64,7 @@ def empty(shape, dtype: torch.dtype = torch.float32, device="cpu") -> torch.Tens
         blocks = _free[size]
         lease = _Lease(blocks.pop() if blocks else np.empty(size, np.uint8))
         tensor = torch.from_numpy(np.asarray(lease)[:nbytes]).view(dtype).view(shape)
-    if _poison:
-        tensor.fill_(float("nan") if dtype.is_floating_point else torch.iinfo(dtype).max if dtype != torch.bool else 1)
+    poison(tensor)
     return tensor
 
 
@@ -95,9 +94,16 @@ def reset_peak() -> None:
     peak_bytes = allocated_bytes
 
 
+def poison(tensor: torch.Tensor) -> None:
+    """Within `poisoned`, fill memory that is about to be handed out; elsewhere do nothing."""
+    if _poison:
+        kind = tensor.dtype
+        tensor.fill_(float("nan") if kind.is_floating_point else 1 if kind == torch.bool else torch.iinfo(kind).max)
+
+
 @contextlib.contextmanager
 def poisoned():
-    """Within this context fresh buffers hold NaN (the largest integer for integer types).
+    """Within this context fresh buffers and scratch hold NaN (the largest integer for integer types).
 
     A kernel that reads memory it never wrote then shows it in its result. For tests.
     """

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bench.case import Case
 from engine import Tensor
-from engine.tensor import run_backward
+from engine.autograd import run_backward
 
 LAYOUTS = ("contiguous", "contiguous", "reversed", "strided", "offset", "expanded")
 

@@ -74,6 +74,18 @@ def test_against_torch(name, dtype):
     check()
 
 
+@pytest.mark.slow
+@EVERY_CASE
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_against_torch_with_many_examples(name, dtype):
+    @settings(max_examples=150)
+    @given(example=examples(CASES[name]))
+    def check(example):
+        check_example(example, dtype)
+
+    check()
+
+
 def directional_derivatives(example: Example, step: float = 1e-4) -> tuple[float, float]:
     """Of sum(outputs * dy) along a random direction of all inputs: by backward, and by a difference of fourth order."""
     rng = np.random.default_rng(example.seed + 2)

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.cases import CASES
 from engine import Tensor
-from engine.tensor import run_backward
+from engine.autograd import run_backward
 from harness import laid_out
 from sources import PRODUCT, ROOT, imported_modules, source_files
 from test_cases import fixed_example

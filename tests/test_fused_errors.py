@@ -12,6 +12,10 @@ def t(*shape, dtype=torch.float32):
     return tensor(torch.ones(shape, dtype=dtype))
 
 
+def starts(*positions):
+    return torch.tensor([positions], dtype=torch.int32)
+
+
 TABLE = torch.ones(5, 2)
 WRONG = {
     "linear: width": lambda: ops.linear(t(2, 3), t(4, 5)),
@@ -31,9 +35,9 @@ WRONG = {
     "attention: gain size": lambda: ops.attention(t(1, 5, 12), 1, 1, q_gain=t(3), k_gain=t(4)),
     "attention: short table": lambda: ops.attention(t(1, 6, 12), 1, 1, (TABLE, TABLE)),
     "attention: narrow table": lambda: ops.attention(t(1, 5, 12), 1, 1, (TABLE[:, :1], TABLE)),
-    "attention: doc_start shape": lambda: ops.attention(t(2, 3, 12), 1, 1, doc_start=torch.zeros(1, 3, dtype=torch.int32)),
-    "attention: doc_start ahead": lambda: ops.attention(t(1, 3, 12), 1, 1, doc_start=torch.tensor([[0, 2, 2]], dtype=torch.int32)),
-    "attention: doc_start falls": lambda: ops.attention(t(1, 3, 12), 1, 1, doc_start=torch.tensor([[0, 1, 0]], dtype=torch.int32)),
+    "attention: doc_start shape": lambda: ops.attention(t(2, 3, 12), 1, 1, doc_start=starts(0, 0, 0)),
+    "attention: doc_start ahead": lambda: ops.attention(t(1, 3, 12), 1, 1, doc_start=starts(0, 2, 2)),
+    "attention: doc_start falls": lambda: ops.attention(t(1, 3, 12), 1, 1, doc_start=starts(0, 1, 0)),
     "linear_cross_entropy: targets": lambda: ops.linear_cross_entropy(t(2, 3), t(4, 3), torch.tensor([0, 4])),
     "linear_cross_entropy: shape": lambda: ops.linear_cross_entropy(t(2, 3), t(4, 3), torch.tensor([0])),
     "linear_cross_entropy: dtype": lambda: ops.linear_cross_entropy(t(2, 3), t(4, 3), torch.tensor([0.0, 1.0])),

@@ -1,6 +1,5 @@
 """The loop: accumulation, what is not finite, metrics, plot, profile, evaluation, a run from another's weights."""
 
-import importlib
 import json
 import math
 
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine import Module, random
+from engine import Module, autograd, random
 from models.config import ModelConfig
 from models.decoder import Decoder
 from models.run_folder import checkpoints, latest_checkpoint
@@ -138,7 +137,7 @@ def test_the_profile_names_operations_and_layers(trained):
     text = (trained[0] / "run" / "profile.txt").read_text()
     words = ["layers.0.attention", "layers.1.feed_forward", "LinearCrossEntropy", "forward ms", "MB peak", "the rest"]
     assert all(word in text for word in words)
-    assert importlib.import_module("engine.tensor").observer is None
+    assert autograd.observer is None
     assert "named_call" not in repr(Module.__call__)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import time
 from dataclasses import dataclass
@@ -11,11 +10,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from engine import Module, Op
+from engine import Module, Op, autograd
 from kernels import memory
 
-# `engine.tensor` as an attribute is the function of that name.
-_tensor = importlib.import_module("engine.tensor")
 MIB = 1 << 20
 
 
@@ -55,7 +52,7 @@ class Profile:
         self._inner_seconds = [0.0]
 
     def __enter__(self) -> Profile:
-        self._before = _tensor.observer, Module.__call__
+        self._before = autograd.observer, Module.__call__
         call, names, layers = Module.__call__, self._names, self._layers
 
         def named_call(module: Module, *arguments, **options):
@@ -65,11 +62,11 @@ class Profile:
             finally:
                 layers.pop()
 
-        _tensor.observer, Module.__call__ = self._observe, named_call
+        autograd.observer, Module.__call__ = self._observe, named_call
         return self
 
     def __exit__(self, *_) -> None:
-        _tensor.observer, Module.__call__ = self._before
+        autograd.observer, Module.__call__ = self._before
 
     def _observe(self, op: Op, phase: str, run):
         layer = op.profiled_layer if phase == "backward" else self._layers[-1]

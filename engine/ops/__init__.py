@@ -1,6 +1,6 @@
 """Operations on tensors: each a function here, and a method of Tensor where torch has one."""
 
-from ..tensor import Op, Tensor
+from ..autograd import Op, Tensor
 from .checks import to
 from .elementwise import add, div, eq, ge, gt, le, logical_not, lt, maximum, minimum, mul, ne, pow, sub, where
 from .fused import attention, feed_forward, linear, linear_cross_entropy, rms_norm_linear, swiglu_linear

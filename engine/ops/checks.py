@@ -11,7 +11,7 @@ import torch
 import kernels
 
 from ..errors import UserError
-from ..tensor import Op, Tensor, tensor
+from ..autograd import Op, Tensor, tensor
 
 
 class Cast(Op):

@@ -8,7 +8,7 @@ import torch
 import kernels
 
 from ..errors import UserError
-from ..tensor import Op, Tensor
+from ..autograd import Op, Tensor
 from .checks import as_ids, expect, expect_input
 
 
@@ -139,7 +139,8 @@ def attention(qkv: Tensor, n_heads: int, n_kv_heads: int, rope: tuple[torch.Tens
     if n_heads % n_kv_heads:
         raise UserError(f"attention: n_heads must be a multiple of n_kv_heads, got {n_heads} and {n_kv_heads}")
     if qkv.ndim != 3 or qkv.shape[-1] % (2 * (n_heads + 2 * n_kv_heads)):
-        raise UserError(f"attention: qkv must be (B, T, ({n_heads} + 2 * {n_kv_heads}) * even head size), got {qkv.shape}")
+        raise UserError(f"attention: qkv must be (B, T, ({n_heads} + 2 * {n_kv_heads}) * even head size), "
+                        f"got {qkv.shape}")
     if (q_gain is None) != (k_gain is None):
         raise UserError("attention: give both q_gain and k_gain, or neither")
     batch, tokens, width = qkv.shape

@@ -8,7 +8,7 @@ import torch
 import kernels
 
 from ..errors import UserError
-from ..tensor import Op, Tensor
+from ..autograd import Op, Tensor
 from .checks import as_ids, check_range, dimension
 
 

@@ -7,7 +7,7 @@ from typing import Sequence
 import kernels
 
 from ..errors import UserError
-from ..tensor import Op, Tensor
+from ..autograd import Op, Tensor
 from .checks import dimension, dimensions, full_shape, operands, shape_arguments, sum_to
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..tensor import Tensor
+from ..autograd import Tensor
 from . import checks, elementwise, indexing, layout, probability, product, reduction, unary
 
 _NUMBERS = (int, float, np.ndarray, np.generic, torch.Tensor, Tensor)

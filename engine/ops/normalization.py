@@ -10,7 +10,7 @@ import kernels
 
 from .. import random
 from ..errors import UserError
-from ..tensor import Op, Tensor
+from ..autograd import Op, Tensor
 
 
 class RMSNorm(Op):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import kernels
 
 from ..errors import UserError
-from ..tensor import Op, Tensor
+from ..autograd import Op, Tensor
 from .checks import as_ids, dimension, floating
 from .fused import check_targets
 

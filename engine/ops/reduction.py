@@ -10,7 +10,7 @@ import torch
 import kernels
 
 from ..errors import UserError
-from ..tensor import Op, Tensor
+from ..autograd import Op, Tensor
 from .checks import dimension, dimensions, floating, to
 from .indexing import gather
 from .layout import reshape

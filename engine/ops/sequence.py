@@ -7,7 +7,7 @@ import torch
 import kernels
 
 from ..errors import UserError
-from ..tensor import Op, Tensor
+from ..autograd import Op, Tensor
 from .checks import operands
 from .fused import attention
 from .layout import cat, reshape

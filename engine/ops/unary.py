@@ -7,7 +7,7 @@ import torch
 import kernels
 
 from ..errors import UserError
-from ..tensor import Op, Tensor
+from ..autograd import Op, Tensor
 from .checks import floating
 
 _apply = kernels.elementwise.apply

@@ -47,7 +47,10 @@ def inlined(function):
 
 @intrinsic
 def maximum(_typing, a, b):
-    """The larger of two floats, in a form LLVM vectorises as a reduction (a NaN may lose: use where one shows later)."""
+    """The larger of two floats, in a form LLVM vectorises as a reduction.
+
+    A NaN may lose: for use where it shows later, as the top of a softmax.
+    """
 
     def generate(_context, builder, _signature, arguments):
         kind = arguments[0].type

@@ -14,6 +14,8 @@ from typing import Callable
 
 import torch
 
+from .. import memory
+
 Program = Callable[[int], None]
 RangeProgram = Callable[[int, int, int], None]
 
@@ -127,6 +129,7 @@ def scratch(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tens
     view = views.get((name, shape, dtype))
     if view is None:
         view = views[name, shape, dtype] = _base(name, math.prod(shape), dtype)[: math.prod(shape)].view(shape)
+    memory.poison(view)
     return view
 
 

@@ -37,7 +37,7 @@ def loss_rows(logits, targets, ignore_index, scale, losses, with_gradient):
             e = exp(row[j] - top)
             row[j] = e
             total += e
-        losses[i] = top + np.log(total) - picked
+        losses[i] = np.float64(top) - np.float64(picked) + np.log(np.float64(total))
         if with_gradient:
             factor = scale / total
             for j in range(row.shape[0]):

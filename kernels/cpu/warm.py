@@ -17,7 +17,8 @@ def warm(dtype: torch.dtype = torch.float32) -> None:
     """Run every kernel of a training step once, forward and backward, on tiny inputs."""
     tokens, width, heads, dim = 8, 16, 2, 8
     x, residual = torch.ones(1, tokens, width, dtype=dtype), torch.ones(1, tokens, width, dtype=dtype)
-    gain, head_gain, table = torch.ones(width, dtype=dtype), torch.ones(dim, dtype=dtype), torch.ones(tokens, dim // 2, dtype=dtype)
+    gain, head_gain = torch.ones(width, dtype=dtype), torch.ones(dim, dtype=dtype)
+    table = torch.ones(tokens, dim // 2, dtype=dtype)
     square, packed = torch.ones(width, width, dtype=dtype), torch.ones(3 * width, width, dtype=dtype)
     gate_up = torch.ones(2 * width, width, dtype=dtype)
     ids = torch.arange(tokens)[None]
@@ -29,8 +30,8 @@ def warm(dtype: torch.dtype = torch.float32) -> None:
     out, lse = kernels.attention.forward(qkv, *setting)
     kernels.attention.backward(out, out, lse, qkv, *setting)
     kernels.linear.backward(kernels.linear.forward(out, square, residual), out, square)
-    h, _ = kernels.rms_norm_linear.forward(x, gain, gate_up, 1e-6)
-    kernels.swiglu_linear.backward(kernels.swiglu_linear.forward(h, square, residual), h, square)
+    _, h, rstd = kernels.feed_forward.forward(x, gain, gate_up, square, 1e-6)
+    kernels.feed_forward.backward(x, x, gain, gate_up, square, h, rstd)
     y, rstd = kernels.rms_norm.forward(x, gain, 1e-6)
     kernels.rms_norm.backward(y, x, gain, rstd)
     kernels.linear_cross_entropy.forward(x, square, ids, 1.0)

@@ -158,7 +158,8 @@ class Tensor:
             raise RuntimeError("backward needs a tensor that requires a gradient; this one does not")
         if grad is None:
             if self.data.numel() != 1:
-                raise RuntimeError(f"backward without a gradient needs a tensor with one element, got shape {self.shape}")
+                raise RuntimeError("backward without a gradient needs a tensor with one element, "
+                                   f"got shape {self.shape}")
             grad = torch.ones_like(self.data)
         if grad.shape != self.data.shape or grad.dtype != self.data.dtype:
             raise ValueError(f"the gradient must be {self.data.dtype} of shape {self.shape}, "
@@ -224,7 +225,10 @@ def run_backward(roots: list[tuple[Tensor, torch.Tensor]]) -> None:
             del pending[op]
             gradients = entry.take()
             del entry
-            result = op.backward(*gradients) if observer is None else observer(op, "backward", lambda: op.backward(*gradients))
+            if observer is None:
+                result = op.backward(*gradients)
+            else:
+                result = observer(op, "backward", lambda: op.backward(*gradients))
             del gradients
             inputs, needs = op.inputs, op.needs
             op.__dict__.clear()
