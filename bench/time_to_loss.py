@@ -35,6 +35,7 @@ from bench.peers import nanogpt
 from engine import UserError, no_grad
 from models.decoder import Decoder
 from tokenizer import ByteTokenizer
+from train.command import Parser
 from train.data import Batch
 from train.loop import Loop, next_token_loss
 from train.optim.adamw import AdamW
@@ -230,7 +231,7 @@ def report(results: dict[str, list[Result]], target: float, threads: int) -> dic
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.time_to_loss", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m bench.time_to_loss", description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, metavar="PATH", help="tinyshakespeare's input.txt")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--target", type=float, default=1.92, help="nats per character on the validation part")
@@ -245,6 +246,8 @@ def main(argv: list[str] | None = None) -> int:
                 kernels.set_threads(arguments.threads)
             print(json.dumps(asdict(train(arguments.only, arguments.data, arguments.first_seed, arguments.target))))
             return 0
+        if arguments.seeds < 1:
+            raise UserError(f"--seeds must be at least 1: got {arguments.seeds}")
         read_text(arguments.data, "peer")
         results: dict[str, list[Result]] = {"ours": [], "peer": []}
         for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):

@@ -136,6 +136,11 @@ def test_bad_text_is_one_line(tmp_path, capsys, content, message):
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
 
+def test_no_seeds(corpus, capsys):
+    assert time_to_loss.main(["--data", corpus, "--seeds", "0"]) == 2
+    assert capsys.readouterr().err == "error: --seeds must be at least 1: got 0\n"
+
+
 def test_sides_have_the_same_split(corpus):
     ours, peer = read_text(corpus, "ours"), read_text(corpus, "peer")
     assert ours.border == peer.border == int(0.9 * len(TEXT))

@@ -3,6 +3,10 @@
 One level of parallelism: a program runs on one thread, and every BLAS call it makes runs on that thread alone.
 The grid is cut into one contiguous range of blocks per thread, so sums over a thread's blocks are taken in the
 same order in every run with the same number of threads.
+
+When there is a thread for every core, each keeps to its own core while a launch runs: Linux tends to wake a thread on
+the core of the one that woke it, where the two then take turns although another core is idle. With fewer threads than
+cores the system places them, so that several processes can share a machine.
 """
 
 from __future__ import annotations
@@ -25,7 +29,8 @@ _local = threading.local()
 class _Worker:
     """A thread that waits for a task, runs it, and reports back."""
 
-    def __init__(self):
+    def __init__(self, core: int | None):
+        self.core = core
         self.wake, self.done = threading.Lock(), threading.Lock()
         self.wake.acquire()
         self.done.acquire()
@@ -36,8 +41,11 @@ class _Worker:
     def _loop(self):
         torch.set_num_threads(1)
         _local.inside = True
+        _keep_to(self.core)
         while True:
             self.wake.acquire()
+            if self.task is None:
+                return
             try:
                 self.task()
             except BaseException as error:
@@ -45,7 +53,8 @@ class _Worker:
             self.task = None
             self.done.release()
 
-    def start(self, task: Callable[[], None]):
+    def start(self, task: Callable[[], None] | None):
+        """Run the task, or end the thread."""
         self.task = task
         self.wake.release()
 
@@ -58,29 +67,44 @@ class _Worker:
 
 _workers: list[_Worker] = []
 _threads = 0
+_cores: list[int] = []  # of the threads, the launching one first; empty when the system places them
 
 
-def _default_threads() -> int:
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return int(os.environ.get("LOAM_THREADS", cpus))
+def _allowed_cores() -> list[int]:
+    """The cores this process may run on and choose among, where the system can tell."""
+    try:
+        cores = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, cores)
+    except (AttributeError, OSError):
+        return []
+    return sorted(cores)
+
+
+def _keep_to(core: int | None) -> None:
+    if core is not None:
+        os.sched_setaffinity(0, {core})
 
 
 def threads() -> int:
     """Number of threads that programs run on: LOAM_THREADS if set, else every core this process may use."""
     if not _threads:
-        set_threads(_default_threads())
+        set_threads(int(os.environ.get("LOAM_THREADS", 0)) or len(_allowed_cores()) or os.cpu_count() or 1)
     return _threads
 
 
 def set_threads(count: int) -> None:
     """Run programs on `count` threads from now on. Results may differ in the last bits between thread counts."""
-    global _threads
+    global _threads, _cores
     if count < 1:
         raise ValueError(f"the number of threads must be at least 1, got {count}")
     torch.set_num_threads(1)
-    _threads = count
-    while len(_workers) < count - 1:
-        _workers.append(_Worker())
+    if count == _threads:
+        return
+    allowed = _allowed_cores()
+    _threads, _cores = count, allowed if len(allowed) == count else []
+    for worker in _workers:
+        worker.start(None)
+    _workers[:] = [_Worker(core) for core in (_cores or [None] * count)[1:]]
 
 
 def ranges(grid: int) -> list[tuple[int, int]]:
@@ -101,6 +125,8 @@ def launch_ranges(program: RangeProgram, grid: int) -> None:
         return
     _local.inside = True
     active = _workers[: len(parts) - 1]
+    if _cores:
+        _keep_to(_cores[0])
     try:
         for lane, worker in enumerate(active, 1):
             worker.start(lambda lane=lane: program(lane, *parts[lane]))
@@ -111,6 +137,8 @@ def launch_ranges(program: RangeProgram, grid: int) -> None:
                 worker.wait()
     finally:
         _local.inside = False
+        if _cores:
+            os.sched_setaffinity(0, _cores)  # what this thread starts next inherits all cores
 
 
 def launch(program: Program, grid: int) -> None:
