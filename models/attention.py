@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
-import kernels
 from engine import Dropout, Linear, Module, RMSNorm, Tensor, ops
-from models.cache import KVCache
+from models.cache import KVCache, project, rms_norm
 from models.config import ModelConfig
 from models.rotary import rotary_table
 
@@ -45,12 +45,12 @@ class GroupedQueryAttention(Module):
             return x + self.dropout(self.out(y))
         return self.out(y, residual=x)
 
-    def step(self, x: torch.Tensor, cache: KVCache, layer: int) -> torch.Tensor:
-        """Buffers: x [1, T, d_model] of the T tokens after those in the cache -> [1, T, d_model]."""
+    def step(self, x: np.ndarray, cache: KVCache, layer: int) -> np.ndarray:
+        """x [T, d_model] of the T tokens after those in the cache -> [T, d_model]."""
         c = self.config
-        qkv, _ = kernels.rms_norm_linear.forward(x, self.norm.gain.data, self.qkv.weight.data, c.norm_eps)
-        heads = qkv.view(x.shape[1], -1, c.head_dim)
-        q, k, v = heads.split([c.n_heads, c.n_kv_heads, c.n_kv_heads], dim=1)
-        gains = (self.q_norm.gain.data, self.k_norm.gain.data) if self.q_norm else (None, None)
-        y = cache.attend(layer, q, k, v, self.rotary(), *gains, c.norm_eps)
-        return kernels.linear.forward(y, self.out.weight.data, x)
+        heads = project(rms_norm(x, self.norm.gain, c.norm_eps), self.qkv.weight).reshape(len(x), -1, c.head_dim)
+        first_key, first_value = c.n_heads, c.n_heads + c.n_kv_heads
+        q, k, v = heads[:, :first_key], heads[:, first_key:first_value], heads[:, first_value:]
+        if c.qk_norm:
+            q, k = rms_norm(q, self.q_norm.gain, c.norm_eps), rms_norm(k, self.k_norm.gain, c.norm_eps)
+        return x + project(cache.attend(layer, q, k, v), self.out.weight)

@@ -1,4 +1,6 @@
-"""Attention over the tokens decoded so far: keys and values are kept, so a new token costs one row, not all.
+"""Decoding with a cache: the arithmetic of a few new rows, in NumPy.
+
+A kernel's launch costs more than the few hundred numbers of one token, so a step calls none: arrays in, arrays out.
 
 Shapes: T new tokens, S tokens in all, H query heads, K key heads, G = H / K, D features per head.
 """
@@ -8,7 +10,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from engine import Parameter
 from models.config import ModelConfig
+from models.rotary import rotary_table
 
 
 class KVCache:
@@ -22,53 +26,63 @@ class KVCache:
     """
 
     def __init__(self, config: ModelConfig):
+        dtype = getattr(torch, config.dtype)
         shape = (config.n_layers, 2, config.n_kv_heads, config.max_seq_len, config.head_dim)
-        self.store = torch.empty(shape, dtype=getattr(torch, config.dtype))
+        self.store = torch.empty(shape, dtype=dtype).numpy()
+        cos, sin = rotary_table(config.max_seq_len, config.head_dim, config.rope_base, dtype)
+        self.cos, self.sin = cos.numpy()[:, None], sin.numpy()[:, None]
         self.capacity = config.max_seq_len
         self.length = 0
 
-    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
-               rope: tuple[torch.Tensor, torch.Tensor], q_gain: torch.Tensor | None, k_gain: torch.Tensor | None,
-               eps: float) -> torch.Tensor:
+    def attend(self, layer: int, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
         """Puts k and v at the end of the layer's part, and lets every new token see all up to itself.
 
         Args:
-            q: [T, H, D] as projected; k, v: [T, K, D].
-            rope: cos and sin [capacity, D / 2].
-            q_gain, k_gain: [D] of the QK-norm, or None.
+            q: [T, H, D], normed but not rotated; k, v: [T, K, D].
         Returns:
-            [1, T, H D].
+            [T, H D].
         """
         new, n_heads, head_dim = q.shape
         start, stop = self.length, self.length + new
         keys, values = self.store[layer]
-        cos, sin = (table[start:stop, None].numpy() for table in rope)
-        rotated = _rotate(_rms_norm(q.numpy(), q_gain, eps), cos, sin)
-        keys[:, start:stop] = torch.from_numpy(_rotate(_rms_norm(k.numpy(), k_gain, eps), cos, sin)).transpose(0, 1)
-        values[:, start:stop] = v.transpose(0, 1)
+        cos, sin = self.cos[start:stop], self.sin[start:stop]
+        keys[:, start:stop] = rotate(k, cos, sin).swapaxes(0, 1)
+        values[:, start:stop] = v.swapaxes(0, 1)
 
         group = n_heads // len(keys)
-        queries = torch.from_numpy(rotated).view(new, len(keys), group, head_dim)
-        queries = queries.permute(1, 2, 0, 3).reshape(len(keys), group * new, head_dim)
-        scores = torch.bmm(queries, keys[:, :stop].transpose(1, 2)).view(len(keys), group, new, stop).numpy()
-        scores *= scores.dtype.type(head_dim**-0.5)
+        queries = rotate(q, cos, sin) * q.dtype.type(head_dim**-0.5)
+        queries = queries.reshape(new, len(keys), group, head_dim).transpose(1, 2, 0, 3)
+        queries = queries.reshape(len(keys), group * new, head_dim)
+        scores = np.matmul(queries, keys[:, :stop].swapaxes(1, 2))
         if new > 1:
-            scores[..., np.arange(stop) > np.arange(start, stop)[:, None]] = -np.inf
+            hidden = np.arange(stop) > np.arange(start, stop)[:, None]
+            scores.reshape(len(keys), group, new, stop)[..., hidden] = -np.inf
         scores -= scores.max(axis=-1, keepdims=True)
         np.exp(scores, out=scores)
         scores /= scores.sum(axis=-1, keepdims=True)
-        mixed = torch.bmm(torch.from_numpy(scores).view(len(keys), group * new, stop), values[:, :stop])
-        return mixed.view(n_heads, new, head_dim).transpose(0, 1).reshape(1, new, n_heads * head_dim)
+        mixed = np.matmul(scores, values[:, :stop])
+        return mixed.reshape(n_heads, new, head_dim).swapaxes(0, 1).reshape(new, n_heads * head_dim)
 
 
-def _rms_norm(x: np.ndarray, gain: torch.Tensor | None, eps: float) -> np.ndarray:
-    if gain is None:
-        return x
+def rms_norm(x: np.ndarray, gain: Parameter, eps: float) -> np.ndarray:
+    """x [..., d] / sqrt(mean(x^2) + eps) * gain (arXiv 1910.07467)."""
     mean_square = np.einsum("...d,...d->...", x, x)[..., None] / x.dtype.type(x.shape[-1])
-    return x / np.sqrt(mean_square + x.dtype.type(eps)) * gain.numpy()
+    return x / np.sqrt(mean_square + x.dtype.type(eps)) * gain.data.numpy()
 
 
-def _rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+def project(x: np.ndarray, weight: Parameter) -> np.ndarray:
+    """x [T, d_in] W^T."""
+    return x @ weight.data.numpy().T
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    """x * sigmoid(x), as x (1 + tanh(x / 2)) / 2, which cannot overflow."""
+    half = x.dtype.type(0.5)
+    return half * x * (1 + np.tanh(half * x))
+
+
+def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    """Rotates features i and i + D/2 of x [T, H, D] by the angles of cos, sin [T, 1, D/2] (arXiv 2104.09864)."""
     half = x.shape[-1] // 2
     a, b = x[..., :half], x[..., half:]
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 
-import kernels
 from engine import Dropout, Embedding, Linear, Module, Parameter, RMSNorm, Tensor, UserError, ops, recompute
 from models import parts
-from models.cache import KVCache
+from models.cache import KVCache, project, rms_norm
 from models.config import ModelConfig
 from models.initialise import initialise
 
@@ -22,7 +24,7 @@ class Layer(Module):
     def forward(self, x: Tensor, doc_start: torch.Tensor | None = None) -> Tensor:
         return self.feed_forward(self.attention(x, doc_start), doc_start)
 
-    def step(self, x: torch.Tensor, cache: KVCache, layer: int) -> torch.Tensor:
+    def step(self, x: np.ndarray, cache: KVCache, layer: int) -> np.ndarray:
         return self.feed_forward.step(self.attention.step(x, cache, layer), cache, layer)
 
 
@@ -84,14 +86,12 @@ class Decoder(Module):
         """
         return ops.linear_cross_entropy(self.hidden(ids, doc_start), self.output, targets, normalizer)
 
-    def step(self, ids: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        """Logits [vocab_size] after the new tokens `ids` int64 [T], which join the cache. Buffers, no graph."""
+    def step(self, ids: Sequence[int], cache: KVCache) -> np.ndarray:
+        """Logits [vocab_size] after the new tokens `ids`, which join the cache. No graph, no dropout."""
         if not 1 <= len(ids) <= cache.capacity - cache.length:
             raise UserError(f"the cache has room for {cache.capacity - cache.length} tokens: got {len(ids)}")
-        x = self.embedding.weight.data[ids][None]
+        x = self.embedding.weight.data.numpy()[np.asarray(ids, dtype=np.int64)]
         for index, layer in enumerate(self.layers):
             x = layer.step(x, cache, index)
         cache.length += len(ids)
-        logits, _ = kernels.rms_norm_linear.forward(x[:, -1:].contiguous(), self.norm.gain.data, self.output.data,
-                                                    self.config.norm_eps)
-        return logits.view(-1)
+        return project(rms_norm(x[-1:], self.norm.gain, self.config.norm_eps), self.output)[0]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
-import kernels
 from engine import Dropout, Linear, Module, RMSNorm, Tensor, ops
-from models.cache import KVCache
+from models.cache import KVCache, project, rms_norm, silu
 from models.config import ModelConfig
 
 
@@ -30,7 +30,7 @@ class SwiGLU(Module):
             return x + self.dropout(ops.swiglu_linear(h, self.down.weight))
         return ops.feed_forward(x, norm, self.gate_up.weight, self.down.weight, eps)
 
-    def step(self, x: torch.Tensor, cache: KVCache, layer: int) -> torch.Tensor:
-        """Buffers: x [1, T, d_model] -> [1, T, d_model]."""
-        h, _ = kernels.rms_norm_linear.forward(x, self.norm.gain.data, self.gate_up.weight.data, self.config.norm_eps)
-        return kernels.swiglu_linear.forward(h, self.down.weight.data, x)
+    def step(self, x: np.ndarray, cache: KVCache, layer: int) -> np.ndarray:
+        """x [T, d_model] -> [T, d_model]; nothing to remember."""
+        h = project(rms_norm(x, self.norm.gain, self.config.norm_eps), self.gate_up.weight)
+        return x + project(silu(h[:, :self.config.d_ff]) * h[:, self.config.d_ff:], self.down.weight)

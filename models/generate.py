@@ -46,8 +46,7 @@ class CachedLogits:
         """Logits [vocab_size] after ids[start:]; `ids` begins with those of the last call."""
         if start != self.start:
             self.start, self.cache.length = start, 0
-        new = torch.tensor(ids[start + self.cache.length:], dtype=torch.int64)
-        return self.model.step(new, self.cache).numpy()
+        return self.model.step(ids[start + self.cache.length:], self.cache)
 
 
 def generate_ids(model: Decoder, ids: Sequence[int], max_new_tokens: int, sampling: Sampling = Sampling(),
