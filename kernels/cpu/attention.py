@@ -1,4 +1,4 @@
-"""Causal attention on the packed projection, one sequence per program.
+"""Causal attention on the packed projection, one or a few sequences per program.
 
 A program normalises and rotates its queries and keys in the cache, then takes blocks of queries against the keys
 they can see: scores, softmax and both products of a block never leave the cache, and the T x T matrix never exists.
@@ -22,83 +22,87 @@ from .. import memory
 from .compiled import compiled, exp, maximum
 from .gemm import multiply
 from .lanes import add_lanes, lane_buffers
-from .launch import launch, launch_ranges, scratch
+from .launch import launch, launch_ranges, scratch, threads
 
 QUERY_BLOCK = 128
+SCORE_ELEMENTS = 200_000  # of a program's score block: a program should do more than call kernels
 
 
 @compiled
 def _take_heads(packed, first, heads, column, group, normed, eps, gain, cos, sin, scale, out, rstd):
-    """out[head // group, (head % group) * n + i] = rotated, normed and scaled head of token first + i."""
-    n, half = out.shape[1] // group, gain.shape[0] // 2
+    """out[b K + head // group, (head % group) * n + i] = rotated, normed and scaled head of token first + i."""
+    n, half, key_heads = out.shape[1] // group, gain.shape[0] // 2, heads // group
     dim = 2 * half
     one = packed.dtype.type(1)
-    for i in range(n):
-        token = first + i
-        for head in range(heads):
-            x = packed[token, column + head * dim: column + head * dim + dim]
-            y = out[head // group, head % group * n + i]
-            r = one
-            if normed:
-                total = packed.dtype.type(0)
-                for j in range(dim):
-                    total += x[j] * x[j]
-                r = one / np.sqrt(total / packed.dtype.type(dim) + eps)
-            rstd[token, head] = r
-            r *= scale
-            for j in range(half):
-                a, b = x[j] * gain[j] * r, x[j + half] * gain[j + half] * r
-                y[j] = a * cos[token, j] - b * sin[token, j]
-                y[j + half] = b * cos[token, j] + a * sin[token, j]
+    for b in range(packed.shape[0]):
+        for i in range(n):
+            token = first + i
+            for head in range(heads):
+                x = packed[b, token, column + head * dim: column + head * dim + dim]
+                y = out[b * key_heads + head // group, head % group * n + i]
+                r = one
+                if normed:
+                    total = packed.dtype.type(0)
+                    for j in range(dim):
+                        total += x[j] * x[j]
+                    r = one / np.sqrt(total / packed.dtype.type(dim) + eps)
+                rstd[b, token, head] = r
+                r *= scale
+                for j in range(half):
+                    u, v = x[j] * gain[j] * r, x[j + half] * gain[j + half] * r
+                    y[j] = u * cos[token, j] - v * sin[token, j]
+                    y[j + half] = v * cos[token, j] + u * sin[token, j]
 
 
 @compiled
 def _give_heads(dout, first, heads, column, group, normed, gain, cos, sin, scale, packed, rstd, dpacked, dgain, work):
     """The gradient of `_take_heads`: writes dpacked, adds to dgain. `work` holds one head."""
-    n, half = dout.shape[1] // group, gain.shape[0] // 2
+    n, half, key_heads = dout.shape[1] // group, gain.shape[0] // 2, heads // group
     dim = 2 * half
-    for i in range(n):
-        token = first + i
-        for head in range(heads):
-            dy = dout[head // group, head % group * n + i]
-            x = packed[token, column + head * dim: column + head * dim + dim]
-            dx = dpacked[token, column + head * dim: column + head * dim + dim]
-            for j in range(half):
-                work[j] = (dy[j] * cos[token, j] + dy[j + half] * sin[token, j]) * scale
-                work[j + half] = (dy[j + half] * cos[token, j] - dy[j] * sin[token, j]) * scale
-            if not normed:
+    for b in range(packed.shape[0]):
+        for i in range(n):
+            token = first + i
+            for head in range(heads):
+                dy = dout[b * key_heads + head // group, head % group * n + i]
+                x = packed[b, token, column + head * dim: column + head * dim + dim]
+                dx = dpacked[b, token, column + head * dim: column + head * dim + dim]
+                for j in range(half):
+                    work[j] = (dy[j] * cos[token, j] + dy[j + half] * sin[token, j]) * scale
+                    work[j + half] = (dy[j + half] * cos[token, j] - dy[j] * sin[token, j]) * scale
+                if not normed:
+                    for j in range(dim):
+                        dx[j] = work[j]
+                    continue
+                r = rstd[b, token, head]
+                dot = packed.dtype.type(0)
                 for j in range(dim):
-                    dx[j] = work[j]
-                continue
-            r = rstd[token, head]
-            dot = packed.dtype.type(0)
-            for j in range(dim):
-                dot += work[j] * gain[j] * x[j]
-            dot *= r * r * r / packed.dtype.type(dim)
-            for j in range(dim):
-                dgain[j] += work[j] * x[j] * r
-                dx[j] = work[j] * gain[j] * r - x[j] * dot
+                    dot += work[j] * gain[j] * x[j]
+                dot *= r * r * r / packed.dtype.type(dim)
+                for j in range(dim):
+                    dgain[j] += work[j] * x[j] * r
+                    dx[j] = work[j] * gain[j] * r - x[j] * dot
 
 
 @compiled
 def _copy_heads(rows, first, heads, column, group, out):
-    """out[head // group, (head % group) * n + i] = the head's features of token first + i."""
-    n, dim = out.shape[1] // group, out.shape[2]
-    for i in range(n):
-        for head in range(heads):
-            y = out[head // group, head % group * n + i]
-            x = rows[first + i, column + head * dim: column + head * dim + dim]
-            for j in range(dim):
-                y[j] = x[j]
+    """out[b K + head // group, (head % group) * n + i] = the head's features of token first + i."""
+    n, dim, key_heads = out.shape[1] // group, out.shape[2], heads // group
+    for b in range(rows.shape[0]):
+        for i in range(n):
+            for head in range(heads):
+                y = out[b * key_heads + head // group, head % group * n + i]
+                x = rows[b, first + i, column + head * dim: column + head * dim + dim]
+                for j in range(dim):
+                    y[j] = x[j]
 
 
 @compiled
-def _softmax_rows(s, n, first, low, doc_start, inverse, lse):
+def _softmax_rows(s, n, heads, first, low, doc_start, inverse, lse):
     """exp(s - max) in place where a query sees the key, 0 elsewhere; the reciprocal sums and log-sum-exps."""
     one = s.dtype.type(1)
     for i in range(s.shape[0]):
         query = first + i % n
-        start, stop = doc_start[query] - low, query + 1 - low
+        start, stop = doc_start[i // (n * heads), query] - low, query + 1 - low
         s[i, :start] = 0
         s[i, stop:] = 0
         seen = s[i, start:stop]
@@ -115,11 +119,11 @@ def _softmax_rows(s, n, first, low, doc_start, inverse, lse):
 
 
 @compiled
-def _softmax_backward_rows(s, dp, n, first, low, doc_start, lse, delta):
+def _softmax_backward_rows(s, dp, n, heads, first, low, doc_start, lse, delta):
     """Turns scores s into probabilities p, and dp into the gradient of the scores, p * (dp - delta)."""
     for i in range(s.shape[0]):
         query = first + i % n
-        start, stop = doc_start[query] - low, query + 1 - low
+        start, stop = doc_start[i // (n * heads), query] - low, query + 1 - low
         s[i, :start] = 0
         s[i, stop:] = 0
         dp[i, :start] = 0
@@ -134,27 +138,42 @@ def _softmax_backward_rows(s, dp, n, first, low, doc_start, lse, delta):
 
 @compiled
 def _store_output(o, inverse, n, first, heads, group, out):
-    """out[first + i, head] = o's row times its reciprocal sum."""
-    dim = o.shape[2]
-    for i in range(n):
-        for head in range(heads):
-            row = head % group * n + i
-            scale = inverse[head // group * group * n + row]
-            x, y = o[head // group, row], out[first + i, head * dim: head * dim + dim]
-            for j in range(dim):
-                y[j] = x[j] * scale
+    """out[b, first + i, head] = o's row times its reciprocal sum."""
+    dim, key_heads = o.shape[2], heads // group
+    for b in range(out.shape[0]):
+        for i in range(n):
+            for head in range(heads):
+                part, row = b * key_heads + head // group, head % group * n + i
+                scale = inverse[part * group * n + row]
+                x, y = o[part, row], out[b, first + i, head * dim: head * dim + dim]
+                for j in range(dim):
+                    y[j] = x[j] * scale
 
 
 @compiled
 def _delta_rows(dout, out, n, first, heads, dim, delta):
-    """delta[head * n + i] = dout . out of the head's row of token first + i (heads in stacked order)."""
-    for i in range(n):
-        for head in range(heads):
-            x, y = dout[first + i, head * dim: head * dim + dim], out[first + i, head * dim: head * dim + dim]
-            total = out.dtype.type(0)
-            for j in range(dim):
-                total += x[j] * y[j]
-            delta[head * n + i] = total
+    """delta[(b H + head) * n + i] = dout . out of the head's row of token first + i: heads in stacked order."""
+    for b in range(out.shape[0]):
+        for i in range(n):
+            for head in range(heads):
+                x = dout[b, first + i, head * dim: head * dim + dim]
+                y = out[b, first + i, head * dim: head * dim + dim]
+                total = out.dtype.type(0)
+                for j in range(dim):
+                    total += x[j] * y[j]
+                delta[(b * heads + head) * n + i] = total
+
+
+@compiled
+def _store_heads(heads, column, rows):
+    """rows[b, i, column + head D ...] = heads[b K + head, i]."""
+    dim, count = heads.shape[2], heads.shape[0] // rows.shape[0]
+    for b in range(rows.shape[0]):
+        for i in range(heads.shape[1]):
+            for head in range(count):
+                x, y = heads[b * count + head, i], rows[b, i, column + head * dim: column + head * dim + dim]
+                for j in range(dim):
+                    y[j] = x[j]
 
 
 @dataclass
@@ -194,29 +213,35 @@ class _Setting:
     def group(self) -> int:
         return self.heads // self.key_heads
 
-    def query_blocks(self, sequence: int):
-        """(first query, queries, first visible key) of each block of a sequence."""
+    def programs(self) -> list[slice]:
+        """The sequences of each program: so many that their scores of a query block fill SCORE_ELEMENTS."""
+        batch, tokens = self.packed.shape[:2]
+        fitting = max(1, SCORE_ELEMENTS // (self.heads * min(QUERY_BLOCK, tokens) * tokens))
+        count = min(fitting, -(-batch // threads()))
+        return [slice(b, min(b + count, batch)) for b in range(0, batch, count)]
+
+    def query_blocks(self, part: slice):
+        """(first query, queries, first visible key) of each block of some sequences."""
         tokens = self.packed.shape[1]
         for first in range(0, tokens, QUERY_BLOCK):
-            yield first, min(QUERY_BLOCK, tokens - first), int(self.doc_start[sequence, first])
+            yield first, min(QUERY_BLOCK, tokens - first), int(self.doc_start[part, first].min())
 
-    def queries(self, sequence: int, first: int, n: int, rstd: np.ndarray) -> torch.Tensor:
-        """[K, G n, D] queries of a block, ready for the product."""
-        q = scratch("q", (self.key_heads, self.group * n, self.dim), self.dtype)
+    def queries(self, part: slice, first: int, n: int, rstd: np.ndarray) -> torch.Tensor:
+        """[b K, G n, D] queries of a block, ready for the product."""
+        q = scratch("q", ((part.stop - part.start) * self.key_heads, self.group * n, self.dim), self.dtype)
         scale = self.eps.dtype.type(1 / math.sqrt(self.dim))
-        _take_heads(self.packed[sequence], first, self.heads, 0, self.group, self.normed, self.eps, self.q_gain,
+        _take_heads(self.packed[part], first, self.heads, 0, self.group, self.normed, self.eps, self.q_gain,
                     self.cos, self.sin, scale, q.numpy(), rstd)
         return q
 
-    def keys_values(self, sequence: int, rstd: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """[K, T, D] keys and values of a sequence."""
-        tokens = self.packed.shape[1]
-        shape = (self.key_heads, tokens, self.dim)
+    def keys_values(self, part: slice, rstd: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """[b K, T, D] keys and values of some sequences."""
+        shape = ((part.stop - part.start) * self.key_heads, self.packed.shape[1], self.dim)
         k, v = scratch("k", shape, self.dtype), scratch("v", shape, self.dtype)
         key_column, value_column = self.heads * self.dim, (self.heads + self.key_heads) * self.dim
-        _take_heads(self.packed[sequence], 0, self.key_heads, key_column, 1, self.normed, self.eps, self.k_gain,
+        _take_heads(self.packed[part], 0, self.key_heads, key_column, 1, self.normed, self.eps, self.k_gain,
                     self.cos, self.sin, self.eps.dtype.type(1), k.numpy(), rstd)
-        _copy_heads(self.packed[sequence], 0, self.key_heads, value_column, 1, v.numpy())
+        _copy_heads(self.packed[part], 0, self.key_heads, value_column, 1, v.numpy())
         return k, v
 
 
@@ -224,85 +249,77 @@ def forward(qkv: torch.Tensor, n_heads: int, n_kv_heads: int, cos=None, sin=None
             eps: float = 1e-6, doc_start=None) -> tuple[torch.Tensor, torch.Tensor]:
     setting = _Setting.of(qkv, n_heads, n_kv_heads, cos, sin, q_gain, k_gain, eps, doc_start)
     batch, tokens = qkv.shape[:2]
-    key_heads, group, dim = n_kv_heads, setting.group, setting.dim
+    group, dim, parts = setting.group, setting.dim, setting.programs()
     out = memory.empty((batch, tokens, n_heads * dim), qkv.dtype)
     lse = memory.empty((batch, n_heads, tokens), qkv.dtype)
     out_rows, lse_rows = out.numpy(), lse.numpy()
 
-    def program(b: int):
-        rstd = scratch("rstd", (tokens, n_heads), qkv.dtype).numpy()
-        k, v = setting.keys_values(b, rstd)
-        for first, n, low in setting.query_blocks(b):
-            q = setting.queries(b, first, n, rstd)
-            seen = slice(low, first + n)
-            s = scratch("s", (key_heads, group * n, first + n - low), qkv.dtype)
+    def program(index: int):
+        part = parts[index]
+        count = part.stop - part.start
+        rstd = scratch("rstd", (count, tokens, n_heads), qkv.dtype).numpy()
+        part_lse = lse_rows[part].reshape(count * n_heads, tokens)
+        k, v = setting.keys_values(part, rstd)
+        for first, n, low in setting.query_blocks(part):
+            q = setting.queries(part, first, n, rstd)
+            seen, rows = slice(low, first + n), count * n_heads * n
+            s = scratch("s", (*q.shape[:2], first + n - low), qkv.dtype)
             multiply(q, k[:, seen].transpose(1, 2), s)
-            inverse = scratch("inverse", (n_heads * n,), qkv.dtype).numpy()
-            _softmax_rows(s.view(n_heads * n, -1).numpy(), n, first, low, setting.doc_start[b], inverse, lse_rows[b])
-            o = scratch("o", (key_heads, group * n, dim), qkv.dtype)
+            inverse = scratch("inverse", (rows,), qkv.dtype).numpy()
+            _softmax_rows(s.view(rows, -1).numpy(), n, n_heads, first, low, setting.doc_start[part], inverse, part_lse)
+            o = scratch("o", tuple(q.shape), qkv.dtype)
             multiply(s, v[:, seen], o)
-            _store_output(o.numpy(), inverse, n, first, n_heads, group, out_rows[b])
+            _store_output(o.numpy(), inverse, n, first, n_heads, group, out_rows[part])
 
-    launch(program, batch)
+    launch(program, len(parts))
     return out, lse
 
 
 def backward(dout: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, qkv: torch.Tensor, n_heads: int,
              n_kv_heads: int, cos=None, sin=None, q_gain=None, k_gain=None, eps: float = 1e-6, doc_start=None):
     setting = _Setting.of(qkv, n_heads, n_kv_heads, cos, sin, q_gain, k_gain, eps, doc_start)
-    batch, tokens = qkv.shape[:2]
-    key_heads, group, dim = n_kv_heads, setting.group, setting.dim
+    tokens, group, dim, parts = qkv.shape[1], setting.group, setting.dim, setting.programs()
     dqkv = memory.empty(qkv.shape, qkv.dtype)
     d_packed, dout_rows, out_rows, lse_rows = dqkv.numpy(), dout.contiguous().numpy(), out.numpy(), lse.numpy()
-    dgains = lane_buffers(batch, (2, dim), qkv)
-    scale = setting.eps.dtype.type(1 / math.sqrt(dim))
+    dgains = lane_buffers(len(parts), (2, dim), qkv)
+    one = setting.eps.dtype.type(1)
+    scale = one / setting.eps.dtype.type(math.sqrt(dim))
     key_column, value_column = n_heads * dim, (n_heads + n_kv_heads) * dim
 
-    def sequence(b: int, dgain: np.ndarray):
-        rstd_q = scratch("rstd_q", (tokens, n_heads), qkv.dtype).numpy()
-        rstd_k = scratch("rstd_k", (tokens, n_heads), qkv.dtype).numpy()
+    def sequences(part: slice, dgain: np.ndarray):
+        count = part.stop - part.start
+        rstd_q = scratch("rstd_q", (count, tokens, n_heads), qkv.dtype).numpy()
+        rstd_k = scratch("rstd_k", (count, tokens, n_heads), qkv.dtype).numpy()
         work = scratch("work", (dim,), qkv.dtype).numpy()
-        k, v = setting.keys_values(b, rstd_k)
+        part_lse = lse_rows[part].reshape(count * n_heads, tokens)
+        k, v = setting.keys_values(part, rstd_k)
         dk, dv = (scratch(name, tuple(k.shape), qkv.dtype).zero_() for name in ("dk", "dv"))
-        for first, n, low in setting.query_blocks(b):
-            q = setting.queries(b, first, n, rstd_q)
-            seen = slice(low, first + n)
-            rows = (key_heads, group * n)
-            s, dp = (scratch(name, (*rows, first + n - low), qkv.dtype) for name in ("s", "dp"))
-            do = scratch("do", (*rows, dim), qkv.dtype)
-            delta = scratch("delta", (n_heads * n,), qkv.dtype).numpy()
-            _copy_heads(dout_rows[b], first, n_heads, 0, group, do.numpy())
-            _delta_rows(dout_rows[b], out_rows[b], n, first, n_heads, dim, delta)
+        for first, n, low in setting.query_blocks(part):
+            q = setting.queries(part, first, n, rstd_q)
+            seen, rows = slice(low, first + n), count * n_heads * n
+            s, dp = (scratch(name, (*q.shape[:2], first + n - low), qkv.dtype) for name in ("s", "dp"))
+            do, dq = (scratch(name, tuple(q.shape), qkv.dtype) for name in ("do", "dq"))
+            delta = scratch("delta", (rows,), qkv.dtype).numpy()
+            _copy_heads(dout_rows[part], first, n_heads, 0, group, do.numpy())
+            _delta_rows(dout_rows[part], out_rows[part], n, first, n_heads, dim, delta)
             multiply(q, k[:, seen].transpose(1, 2), s)
             multiply(do, v[:, seen].transpose(1, 2), dp)
-            _softmax_backward_rows(s.view(n_heads * n, -1).numpy(), dp.view(n_heads * n, -1).numpy(), n, first, low,
-                                   setting.doc_start[b], lse_rows[b], delta)
+            _softmax_backward_rows(s.view(rows, -1).numpy(), dp.view(rows, -1).numpy(), n, n_heads, first, low,
+                                   setting.doc_start[part], part_lse, delta)
             multiply(s.transpose(1, 2), do, dv[:, seen], accumulate=True)
             multiply(dp.transpose(1, 2), q, dk[:, seen], accumulate=True)
-            dq = scratch("dq", (*rows, dim), qkv.dtype)
             multiply(dp, k[:, seen], dq)
             _give_heads(dq.numpy(), first, n_heads, 0, group, setting.normed, setting.q_gain, setting.cos, setting.sin,
-                        scale, setting.packed[b], rstd_q, d_packed[b], dgain[0], work)
+                        scale, setting.packed[part], rstd_q, d_packed[part], dgain[0], work)
         _give_heads(dk.numpy(), 0, n_kv_heads, key_column, 1, setting.normed, setting.k_gain, setting.cos, setting.sin,
-                    setting.eps.dtype.type(1), setting.packed[b], rstd_k, d_packed[b], dgain[1], work)
-        _store_heads(dv.numpy(), value_column, d_packed[b])
+                    one, setting.packed[part], rstd_k, d_packed[part], dgain[1], work)
+        _store_heads(dv.numpy(), value_column, d_packed[part])
 
     def program(lane: int, start: int, stop: int):
         dgain = dgains[lane].zero_().numpy()
-        for b in range(start, stop):
-            sequence(b, dgain)
+        for index in range(start, stop):
+            sequences(parts[index], dgain)
 
-    launch_ranges(program, batch)
+    launch_ranges(program, len(parts))
     dgain = add_lanes(dgains)
     return (dqkv, dgain[0], dgain[1]) if setting.normed else (dqkv, None, None)
-
-
-@compiled
-def _store_heads(heads, column, rows):
-    """rows[i, column + head D ...] = heads[head, i]."""
-    dim = heads.shape[2]
-    for i in range(heads.shape[1]):
-        for head in range(heads.shape[0]):
-            x, y = heads[head, i], rows[i, column + head * dim: column + head * dim + dim]
-            for j in range(dim):
-                y[j] = x[j]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-BLOCK_ELEMENTS = 1 << 21  # elements of all the rows a block works on: a few MiB, a share of the L3 cache
+BLOCK_ELEMENTS = 1 << 20  # elements of all the rows a block works on: a few MiB, a share of the L3 cache
 
 
 def block_rows(width: int) -> int:
