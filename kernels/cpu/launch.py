@@ -17,6 +17,7 @@ import threading
 from typing import Callable
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from .. import memory
 
@@ -100,6 +101,7 @@ def set_threads(count: int) -> None:
     torch.set_num_threads(1)
     if count == _threads:
         return
+    threadpool_limits(1, user_api="blas")  # NumPy's own BLAS, too, would open threads under ours
     allowed = _allowed_cores()
     _threads, _cores = count, allowed if len(allowed) == count else []
     for worker in _workers:
