@@ -21,79 +21,12 @@ import torch
 from .. import memory
 from .compiled import compiled, exp, maximum
 from .gemm import multiply
+from .heads import copy_heads, delta_rows, give_heads, store_heads, store_output, take_heads
 from .lanes import add_lanes, lane_buffers
 from .launch import launch, launch_ranges, scratch, threads
 
 QUERY_BLOCK = 128
 SCORE_ELEMENTS = 200_000  # of a program's score block: a program should do more than call kernels
-
-
-@compiled
-def _take_heads(packed, first, heads, column, group, normed, eps, gain, cos, sin, scale, out, rstd):
-    """out[b K + head // group, (head % group) * n + i] = rotated, normed and scaled head of token first + i."""
-    n, half, key_heads = out.shape[1] // group, gain.shape[0] // 2, heads // group
-    dim = 2 * half
-    one = packed.dtype.type(1)
-    for b in range(packed.shape[0]):
-        for i in range(n):
-            token = first + i
-            for head in range(heads):
-                x = packed[b, token, column + head * dim: column + head * dim + dim]
-                y = out[b * key_heads + head // group, head % group * n + i]
-                r = one
-                if normed:
-                    total = packed.dtype.type(0)
-                    for j in range(dim):
-                        total += x[j] * x[j]
-                    r = one / np.sqrt(total / packed.dtype.type(dim) + eps)
-                rstd[b, token, head] = r
-                r *= scale
-                for j in range(half):
-                    u, v = x[j] * gain[j] * r, x[j + half] * gain[j + half] * r
-                    y[j] = u * cos[token, j] - v * sin[token, j]
-                    y[j + half] = v * cos[token, j] + u * sin[token, j]
-
-
-@compiled
-def _give_heads(dout, first, heads, column, group, normed, gain, cos, sin, scale, packed, rstd, dpacked, dgain, work):
-    """The gradient of `_take_heads`: writes dpacked, adds to dgain. `work` holds one head."""
-    n, half, key_heads = dout.shape[1] // group, gain.shape[0] // 2, heads // group
-    dim = 2 * half
-    for b in range(packed.shape[0]):
-        for i in range(n):
-            token = first + i
-            for head in range(heads):
-                dy = dout[b * key_heads + head // group, head % group * n + i]
-                x = packed[b, token, column + head * dim: column + head * dim + dim]
-                dx = dpacked[b, token, column + head * dim: column + head * dim + dim]
-                for j in range(half):
-                    work[j] = (dy[j] * cos[token, j] + dy[j + half] * sin[token, j]) * scale
-                    work[j + half] = (dy[j + half] * cos[token, j] - dy[j] * sin[token, j]) * scale
-                if not normed:
-                    for j in range(dim):
-                        dx[j] = work[j]
-                    continue
-                r = rstd[b, token, head]
-                dot = packed.dtype.type(0)
-                for j in range(dim):
-                    dot += work[j] * gain[j] * x[j]
-                dot *= r * r * r / packed.dtype.type(dim)
-                for j in range(dim):
-                    dgain[j] += work[j] * x[j] * r
-                    dx[j] = work[j] * gain[j] * r - x[j] * dot
-
-
-@compiled
-def _copy_heads(rows, first, heads, column, group, out):
-    """out[b K + head // group, (head % group) * n + i] = the head's features of token first + i."""
-    n, dim, key_heads = out.shape[1] // group, out.shape[2], heads // group
-    for b in range(rows.shape[0]):
-        for i in range(n):
-            for head in range(heads):
-                y = out[b * key_heads + head // group, head % group * n + i]
-                x = rows[b, first + i, column + head * dim: column + head * dim + dim]
-                for j in range(dim):
-                    y[j] = x[j]
 
 
 @compiled
@@ -134,46 +67,6 @@ def _softmax_backward_rows(s, dp, n, heads, first, low, doc_start, lse, delta):
             e = exp(p[j] - shift)
             p[j] = e
             ds[j] = e * (ds[j] - mean)
-
-
-@compiled
-def _store_output(o, inverse, n, first, heads, group, out):
-    """out[b, first + i, head] = o's row times its reciprocal sum."""
-    dim, key_heads = o.shape[2], heads // group
-    for b in range(out.shape[0]):
-        for i in range(n):
-            for head in range(heads):
-                part, row = b * key_heads + head // group, head % group * n + i
-                scale = inverse[part * group * n + row]
-                x, y = o[part, row], out[b, first + i, head * dim: head * dim + dim]
-                for j in range(dim):
-                    y[j] = x[j] * scale
-
-
-@compiled
-def _delta_rows(dout, out, n, first, heads, dim, delta):
-    """delta[(b H + head) * n + i] = dout . out of the head's row of token first + i: heads in stacked order."""
-    for b in range(out.shape[0]):
-        for i in range(n):
-            for head in range(heads):
-                x = dout[b, first + i, head * dim: head * dim + dim]
-                y = out[b, first + i, head * dim: head * dim + dim]
-                total = out.dtype.type(0)
-                for j in range(dim):
-                    total += x[j] * y[j]
-                delta[(b * heads + head) * n + i] = total
-
-
-@compiled
-def _store_heads(heads, column, rows):
-    """rows[b, i, column + head D ...] = heads[b K + head, i]."""
-    dim, count = heads.shape[2], heads.shape[0] // rows.shape[0]
-    for b in range(rows.shape[0]):
-        for i in range(heads.shape[1]):
-            for head in range(count):
-                x, y = heads[b * count + head, i], rows[b, i, column + head * dim: column + head * dim + dim]
-                for j in range(dim):
-                    y[j] = x[j]
 
 
 @dataclass
@@ -230,7 +123,7 @@ class _Setting:
         """[b K, G n, D] queries of a block, ready for the product."""
         q = scratch("q", ((part.stop - part.start) * self.key_heads, self.group * n, self.dim), self.dtype)
         scale = self.eps.dtype.type(1 / math.sqrt(self.dim))
-        _take_heads(self.packed[part], first, self.heads, 0, self.group, self.normed, self.eps, self.q_gain,
+        take_heads(self.packed[part], first, self.heads, 0, self.group, self.normed, self.eps, self.q_gain,
                     self.cos, self.sin, scale, q.numpy(), rstd)
         return q
 
@@ -239,9 +132,9 @@ class _Setting:
         shape = ((part.stop - part.start) * self.key_heads, self.packed.shape[1], self.dim)
         k, v = scratch("k", shape, self.dtype), scratch("v", shape, self.dtype)
         key_column, value_column = self.heads * self.dim, (self.heads + self.key_heads) * self.dim
-        _take_heads(self.packed[part], 0, self.key_heads, key_column, 1, self.normed, self.eps, self.k_gain,
+        take_heads(self.packed[part], 0, self.key_heads, key_column, 1, self.normed, self.eps, self.k_gain,
                     self.cos, self.sin, self.eps.dtype.type(1), k.numpy(), rstd)
-        _copy_heads(self.packed[part], 0, self.key_heads, value_column, 1, v.numpy())
+        copy_heads(self.packed[part], 0, self.key_heads, value_column, 1, v.numpy())
         return k, v
 
 
@@ -269,7 +162,7 @@ def forward(qkv: torch.Tensor, n_heads: int, n_kv_heads: int, cos=None, sin=None
             _softmax_rows(s.view(rows, -1).numpy(), n, n_heads, first, low, setting.doc_start[part], inverse, part_lse)
             o = scratch("o", tuple(q.shape), qkv.dtype)
             multiply(s, v[:, seen], o)
-            _store_output(o.numpy(), inverse, n, first, n_heads, group, out_rows[part])
+            store_output(o.numpy(), inverse, n, first, n_heads, group, out_rows[part])
 
     launch(program, len(parts))
     return out, lse
@@ -300,8 +193,8 @@ def backward(dout: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, qkv: torc
             s, dp = (scratch(name, (*q.shape[:2], first + n - low), qkv.dtype) for name in ("s", "dp"))
             do, dq = (scratch(name, tuple(q.shape), qkv.dtype) for name in ("do", "dq"))
             delta = scratch("delta", (rows,), qkv.dtype).numpy()
-            _copy_heads(dout_rows[part], first, n_heads, 0, group, do.numpy())
-            _delta_rows(dout_rows[part], out_rows[part], n, first, n_heads, dim, delta)
+            copy_heads(dout_rows[part], first, n_heads, 0, group, do.numpy())
+            delta_rows(dout_rows[part], out_rows[part], n, first, n_heads, dim, delta)
             multiply(q, k[:, seen].transpose(1, 2), s)
             multiply(do, v[:, seen].transpose(1, 2), dp)
             _softmax_backward_rows(s.view(rows, -1).numpy(), dp.view(rows, -1).numpy(), n, n_heads, first, low,
@@ -309,11 +202,11 @@ def backward(dout: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, qkv: torc
             multiply(s.transpose(1, 2), do, dv[:, seen], accumulate=True)
             multiply(dp.transpose(1, 2), q, dk[:, seen], accumulate=True)
             multiply(dp, k[:, seen], dq)
-            _give_heads(dq.numpy(), first, n_heads, 0, group, setting.normed, setting.q_gain, setting.cos, setting.sin,
+            give_heads(dq.numpy(), first, n_heads, 0, group, setting.normed, setting.q_gain, setting.cos, setting.sin,
                         scale, setting.packed[part], rstd_q, d_packed[part], dgain[0], work)
-        _give_heads(dk.numpy(), 0, n_kv_heads, key_column, 1, setting.normed, setting.k_gain, setting.cos, setting.sin,
+        give_heads(dk.numpy(), 0, n_kv_heads, key_column, 1, setting.normed, setting.k_gain, setting.cos, setting.sin,
                     one, setting.packed[part], rstd_k, d_packed[part], dgain[1], work)
-        _store_heads(dv.numpy(), value_column, d_packed[part])
+        store_heads(dv.numpy(), value_column, d_packed[part])
 
     def program(lane: int, start: int, stop: int):
         dgain = dgains[lane].zero_().numpy()

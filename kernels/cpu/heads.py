@@ -1,0 +1,119 @@
+"""Attention's heads between the packed rows of the projection and the stacks that its matrix products take.
+
+Shapes: b sequences, H query or key heads, K key heads, G = H / K, D features per head, n tokens of a block. Rows are
+(b, T, columns); a stack is (b K, G n, D), where the heads that share a key head stand below each other.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .compiled import compiled
+
+
+@compiled
+def take_heads(packed, first, heads, column, group, normed, eps, gain, cos, sin, scale, out, rstd):
+    """out[b K + head // group, (head % group) * n + i] = rotated, normed and scaled head of token first + i."""
+    n, half, key_heads = out.shape[1] // group, gain.shape[0] // 2, heads // group
+    dim = 2 * half
+    one = packed.dtype.type(1)
+    for b in range(packed.shape[0]):
+        for i in range(n):
+            token = first + i
+            for head in range(heads):
+                x = packed[b, token, column + head * dim: column + head * dim + dim]
+                y = out[b * key_heads + head // group, head % group * n + i]
+                r = one
+                if normed:
+                    total = packed.dtype.type(0)
+                    for j in range(dim):
+                        total += x[j] * x[j]
+                    r = one / np.sqrt(total / packed.dtype.type(dim) + eps)
+                rstd[b, token, head] = r
+                r *= scale
+                for j in range(half):
+                    u, v = x[j] * gain[j] * r, x[j + half] * gain[j + half] * r
+                    y[j] = u * cos[token, j] - v * sin[token, j]
+                    y[j + half] = v * cos[token, j] + u * sin[token, j]
+
+
+@compiled
+def give_heads(dout, first, heads, column, group, normed, gain, cos, sin, scale, packed, rstd, dpacked, dgain, work):
+    """The gradient of `take_heads`: writes dpacked, adds to dgain. `work` holds one head."""
+    n, half, key_heads = dout.shape[1] // group, gain.shape[0] // 2, heads // group
+    dim = 2 * half
+    for b in range(packed.shape[0]):
+        for i in range(n):
+            token = first + i
+            for head in range(heads):
+                dy = dout[b * key_heads + head // group, head % group * n + i]
+                x = packed[b, token, column + head * dim: column + head * dim + dim]
+                dx = dpacked[b, token, column + head * dim: column + head * dim + dim]
+                for j in range(half):
+                    work[j] = (dy[j] * cos[token, j] + dy[j + half] * sin[token, j]) * scale
+                    work[j + half] = (dy[j + half] * cos[token, j] - dy[j] * sin[token, j]) * scale
+                if not normed:
+                    for j in range(dim):
+                        dx[j] = work[j]
+                    continue
+                r = rstd[b, token, head]
+                dot = packed.dtype.type(0)
+                for j in range(dim):
+                    dot += work[j] * gain[j] * x[j]
+                dot *= r * r * r / packed.dtype.type(dim)
+                for j in range(dim):
+                    dgain[j] += work[j] * x[j] * r
+                    dx[j] = work[j] * gain[j] * r - x[j] * dot
+
+
+@compiled
+def copy_heads(rows, first, heads, column, group, out):
+    """out[b K + head // group, (head % group) * n + i] = the head's features of token first + i."""
+    n, dim, key_heads = out.shape[1] // group, out.shape[2], heads // group
+    for b in range(rows.shape[0]):
+        for i in range(n):
+            for head in range(heads):
+                y = out[b * key_heads + head // group, head % group * n + i]
+                x = rows[b, first + i, column + head * dim: column + head * dim + dim]
+                for j in range(dim):
+                    y[j] = x[j]
+
+
+@compiled
+def store_output(o, inverse, n, first, heads, group, out):
+    """out[b, first + i, head] = o's row times its reciprocal sum."""
+    dim, key_heads = o.shape[2], heads // group
+    for b in range(out.shape[0]):
+        for i in range(n):
+            for head in range(heads):
+                part, row = b * key_heads + head // group, head % group * n + i
+                scale = inverse[part * group * n + row]
+                x, y = o[part, row], out[b, first + i, head * dim: head * dim + dim]
+                for j in range(dim):
+                    y[j] = x[j] * scale
+
+
+@compiled
+def delta_rows(dout, out, n, first, heads, dim, delta):
+    """delta[(b H + head) * n + i] = dout . out of the head's row of token first + i: heads in stacked order."""
+    for b in range(out.shape[0]):
+        for i in range(n):
+            for head in range(heads):
+                x = dout[b, first + i, head * dim: head * dim + dim]
+                y = out[b, first + i, head * dim: head * dim + dim]
+                total = out.dtype.type(0)
+                for j in range(dim):
+                    total += x[j] * y[j]
+                delta[(b * heads + head) * n + i] = total
+
+
+@compiled
+def store_heads(heads, column, rows):
+    """rows[b, i, column + head D ...] = heads[b K + head, i]."""
+    dim, count = heads.shape[2], heads.shape[0] // rows.shape[0]
+    for b in range(rows.shape[0]):
+        for i in range(heads.shape[1]):
+            for head in range(count):
+                x, y = heads[b * count + head, i], rows[b, i, column + head * dim: column + head * dim + dim]
+                for j in range(dim):
+                    y[j] = x[j]
