@@ -1,4 +1,4 @@
-"""What the commands of this package share: flags that fail in one line, and exit codes."""
+"""What commands share, here and in train/: flags that fail in one line, and exit codes."""
 
 from __future__ import annotations
 
@@ -31,17 +31,18 @@ def exit_code(run: Callable[[], None]) -> int:
         run()
         sys.stdout.flush()
     except UserError as error:
-        return _told(2, str(error))
+        return told(2, str(error))
     except FloatingPointError as error:
-        return _told(1, str(error))
+        return told(1, str(error))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        return _told(130, "interrupted")
+        return told(130, "interrupted")
     return 0
 
 
-def _told(code: int, message: str) -> int:
+def told(code: int, message: str) -> int:
+    """Print an error in one line and hand its exit code back."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return code
