@@ -53,7 +53,7 @@ class Op:
 
     Subclasses define `forward(self, *buffers, **parameters)`, which returns a buffer or a tuple of buffers and
     stores on `self` what `backward(self, *output_gradients)` needs. Backward returns one gradient buffer per
-    input, or None where `self.needs[i]` is False or there is none. A gradient it returns may be shared with
+    input, or None where `self.needs[i]` is False, there is none, or it was added to `self.gradient_of(i)`. A gradient it returns may be shared with
     others, so nothing writes into one in place. Backward runs once: the node is emptied afterwards.
     """
 
@@ -66,6 +66,12 @@ class Op:
 
     def backward(self, *gradients):
         raise NotImplementedError
+
+    def gradient_of(self, index: int) -> torch.Tensor | None:
+        """The gradient so far of input `index`, if that is a leaf that has one: backward may add to it in place and
+        return None in its stead."""
+        leaf = self.inputs[index] if self.needs[index] else None
+        return leaf.grad if isinstance(leaf, Tensor) else None
 
     @classmethod
     def apply(cls, *inputs: Tensor, **parameters):

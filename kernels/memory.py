@@ -101,6 +101,11 @@ def poison(tensor: torch.Tensor) -> None:
         tensor.fill_(float("nan") if kind.is_floating_point else 1 if kind == torch.bool else torch.iinfo(kind).max)
 
 
+def poisoning() -> bool:
+    """Whether memory is being poisoned."""
+    return _poison
+
+
 @contextlib.contextmanager
 def poisoned():
     """Within this context fresh buffers and scratch hold NaN (the largest integer for integer types).

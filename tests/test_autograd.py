@@ -214,3 +214,21 @@ def test_errors_are_for_the_caller():
     assert issubclass(UserError, ValueError)
     with pytest.raises(UserError, match=r"add: .* got \(2, 3\) and \(4,\)"):
         leaf(2, 3) + leaf(4)
+
+
+def test_weight_gradients_are_added_to_the_gradient_that_is_there():
+    x, gain, weight = leaf(5, 4, seed=1), leaf(4, seed=2), leaf(6, 4, seed=3)
+    half, gate_up, down = leaf(5, 6, seed=4), leaf(6, 4, seed=5), leaf(4, 3, seed=6)
+
+    def loss():
+        y = ops.linear(x, weight) + ops.rms_norm_linear(x, gain, weight) + half
+        return (ops.swiglu_linear(y, down) * ops.feed_forward(x, gain, gate_up, down)).sum()
+
+    leaves = [gain, weight, gate_up, down]
+    loss().backward()
+    once = [t.grad.clone() for t in leaves]
+    buffers = [t.grad for t in leaves]
+    loss().backward()
+    for t, first, buffer in zip(leaves, once, buffers):
+        assert t.grad is buffer
+        torch.testing.assert_close(t.grad, 2 * first, rtol=1e-12, atol=1e-12)

@@ -18,7 +18,7 @@ class Linear(Op):
         return kernels.linear.forward(x, weight, residual)
 
     def backward(self, dy):
-        dx, dweight = kernels.linear.backward(dy, self.x, self.weight)
+        dx, dweight = kernels.linear.backward(dy, self.x, self.weight, self.gradient_of(1))
         return (dx, dweight, dy)[: len(self.needs)]
 
 
@@ -43,7 +43,7 @@ class RMSNormLinear(Op):
         return y
 
     def backward(self, dy):
-        return kernels.rms_norm_linear.backward(dy, *self.saved)
+        return kernels.rms_norm_linear.backward(dy, *self.saved, self.gradient_of(2))
 
 
 def rms_norm_linear(x: Tensor, gain: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
@@ -65,7 +65,7 @@ class SwiGLULinear(Op):
         return kernels.swiglu_linear.forward(h, weight, residual)
 
     def backward(self, dy):
-        dh, dweight = kernels.swiglu_linear.backward(dy, self.h, self.weight)
+        dh, dweight = kernels.swiglu_linear.backward(dy, self.h, self.weight, self.gradient_of(1))
         return (dh, dweight, dy)[: len(self.needs)]
 
 
@@ -90,7 +90,7 @@ class FeedForward(Op):
         return y
 
     def backward(self, dy):
-        return kernels.feed_forward.backward(dy, *self.saved)
+        return kernels.feed_forward.backward(dy, *self.saved, (self.gradient_of(2), self.gradient_of(3)))
 
 
 def feed_forward(x: Tensor, gain: Tensor, gate_up: Tensor, down: Tensor, eps: float = 1e-6) -> Tensor:

@@ -23,9 +23,9 @@ from .compiled import compiled, exp, maximum
 from .gemm import multiply
 from .heads import copy_heads, delta_rows, give_heads, store_heads, store_output, take_heads
 from .lanes import add_lanes, lane_buffers
-from .launch import launch, launch_ranges, scratch, threads
+from .launch import launch, launch_ranges, prepared, scratch, threads
 
-QUERY_BLOCK = 128
+QUERY_BLOCK = 64
 SCORE_ELEMENTS = 200_000  # of a program's score block: a program should do more than call kernels
 
 
@@ -33,40 +33,99 @@ SCORE_ELEMENTS = 200_000  # of a program's score block: a program should do more
 def _softmax_rows(s, n, heads, first, low, doc_start, inverse, lse):
     """exp(s - max) in place where a query sees the key, 0 elsewhere; the reciprocal sums and log-sum-exps."""
     one = s.dtype.type(1)
-    for i in range(s.shape[0]):
-        query = first + i % n
-        start, stop = doc_start[i // (n * heads), query] - low, query + 1 - low
-        s[i, :start] = 0
-        s[i, stop:] = 0
-        seen = s[i, start:stop]
-        top = seen[0]
-        for j in range(seen.shape[0]):
-            top = maximum(top, seen[j])
-        total = s.dtype.type(0)
-        for j in range(seen.shape[0]):
-            e = exp(seen[j] - top)
-            seen[j] = e
-            total += e
-        inverse[i] = one / total
-        lse[i // n, query] = top + np.log(total)
+    for part in range(lse.shape[0]):
+        for i in range(n):
+            row, query = s[part * n + i], first + i
+            start, stop = doc_start[part // heads, query] - low, query + 1 - low
+            row[:start] = 0
+            row[stop:] = 0
+            seen = row[start:stop]
+            top = seen[0]
+            for j in range(seen.shape[0]):
+                top = maximum(top, seen[j])
+            total = s.dtype.type(0)
+            for j in range(seen.shape[0]):
+                e = exp(seen[j] - top)
+                seen[j] = e
+                total += e
+            inverse[part * n + i] = one / total
+            lse[part, query] = top + np.log(total)
 
 
 @compiled
 def _softmax_backward_rows(s, dp, n, heads, first, low, doc_start, lse, delta):
     """Turns scores s into probabilities p, and dp into the gradient of the scores, p * (dp - delta)."""
-    for i in range(s.shape[0]):
-        query = first + i % n
-        start, stop = doc_start[i // (n * heads), query] - low, query + 1 - low
-        s[i, :start] = 0
-        s[i, stop:] = 0
-        dp[i, :start] = 0
-        dp[i, stop:] = 0
-        p, ds = s[i, start:stop], dp[i, start:stop]
-        shift, mean = lse[i // n, query], delta[i]
-        for j in range(p.shape[0]):
-            e = exp(p[j] - shift)
-            p[j] = e
-            ds[j] = e * (ds[j] - mean)
+    for part in range(lse.shape[0]):
+        for i in range(n):
+            row, d_row, query = s[part * n + i], dp[part * n + i], first + i
+            start, stop = doc_start[part // heads, query] - low, query + 1 - low
+            row[:start] = 0
+            row[stop:] = 0
+            d_row[:start] = 0
+            d_row[stop:] = 0
+            p, ds = row[start:stop], d_row[start:stop]
+            shift, mean = lse[part, query], delta[part * n + i]
+            for j in range(p.shape[0]):
+                e = exp(p[j] - shift)
+                p[j] = e
+                ds[j] = e * (ds[j] - mean)
+
+
+@dataclass
+class _Block:
+    """A block of queries against the keys they can see, and the working memory of its products.
+
+    Stacks of tensors for the products; the same memory as arrays ("rows") for the compiled loops.
+    """
+
+    first: int  # query
+    queries: int
+    low: int  # first key
+    q: torch.Tensor  # [b K, G n, D]
+    k: torch.Tensor  # [b K, keys, D]
+    v: torch.Tensor
+    s: torch.Tensor  # [b K, G n, keys]
+    out: torch.Tensor  # [b K, G n, D]: output, or dq
+
+    def __post_init__(self):
+        self.k_columns, self.v_columns = self.k.transpose(1, 2), self.v.transpose(1, 2)
+        self.s_columns = self.s.transpose(1, 2)
+        self.q_rows, self.out_rows = self.q.numpy(), self.out.numpy()
+        self.s_rows = self.s.view(-1, self.s.shape[-1]).numpy()
+
+
+class _Memory:
+    """The working memory of a thread for some sequences, with the views that the products take."""
+
+    def __init__(self, setting: _Setting, count: int, lows: list[int], backward: bool):
+        tokens, dtype = setting.packed.shape[1], setting.dtype
+        stacks, group, dim = count * setting.key_heads, setting.group, setting.dim
+        k, v = (scratch(name, (stacks, tokens, dim), dtype) for name in "kv")
+        self.k_rows, self.v_rows = k.numpy(), v.numpy()
+        self.rstd_q = scratch("rstd_q", (count, tokens, setting.heads), dtype).numpy()
+        self.rstd_k = scratch("rstd_k", (count, tokens, setting.key_heads), dtype).numpy()
+        self.blocks: list[_Block] = []
+        for first, low in reversed(list(zip(range(0, tokens, QUERY_BLOCK), lows))):  # largest first: they share memory
+            n = min(QUERY_BLOCK, tokens - first)
+            q, out = (scratch(name, (stacks, group * n, dim), dtype) for name in ("q", "out"))
+            s = scratch("s", (stacks, group * n, first + n - low), dtype)
+            self.blocks.insert(0, _Block(first, n, low, q, k[:, low: first + n], v[:, low: first + n], s, out))
+        most = count * setting.heads * min(QUERY_BLOCK, tokens)
+        self.inverse = scratch("inverse", (most,), dtype).numpy()
+        if backward:
+            self._for_backward(k, v, group, dtype)
+
+    def _for_backward(self, k, v, group, dtype):
+        self.dk, self.dv = (scratch(name, tuple(k.shape), dtype) for name in ("dk", "dv"))
+        self.dk_rows, self.dv_rows = self.dk.numpy(), self.dv.numpy()
+        self.work = scratch("work", (k.shape[-1],), dtype).numpy()
+        for block in reversed(self.blocks):
+            seen = slice(block.low, block.first + block.queries)
+            block.dk, block.dv = self.dk[:, seen], self.dv[:, seen]
+            block.ds, block.do = scratch("ds", tuple(block.s.shape), dtype), scratch("do", tuple(block.q.shape), dtype)
+            block.ds_columns = block.ds.transpose(1, 2)
+            block.ds_rows = block.ds.view(-1, block.ds.shape[-1]).numpy()
+            block.do_rows = block.do.numpy()
 
 
 @dataclass
@@ -84,6 +143,7 @@ class _Setting:
     normed: bool
     eps: np.floating
     doc_start: np.ndarray  # [B, T]
+    documents: bool
     dtype: torch.dtype
 
     @classmethod
@@ -99,12 +159,17 @@ class _Setting:
             ones if q_gain is None else q_gain.contiguous().numpy(),
             ones if k_gain is None else k_gain.contiguous().numpy(),
             q_gain is not None, scalar(eps),
-            np.zeros((batch, tokens), np.int32) if doc_start is None else doc_start.contiguous().numpy(), qkv.dtype,
+            np.zeros((batch, tokens), np.int32) if doc_start is None else doc_start.contiguous().numpy(),
+            doc_start is not None, qkv.dtype,
         )
 
     @property
     def group(self) -> int:
         return self.heads // self.key_heads
+
+    @property
+    def value_column(self) -> int:
+        return (self.heads + self.key_heads) * self.dim
 
     def programs(self) -> list[slice]:
         """The sequences of each program: so many that their scores of a query block fill SCORE_ELEMENTS."""
@@ -113,56 +178,48 @@ class _Setting:
         count = min(fitting, -(-batch // threads()))
         return [slice(b, min(b + count, batch)) for b in range(0, batch, count)]
 
-    def query_blocks(self, part: slice):
-        """(first query, queries, first visible key) of each block of some sequences."""
-        tokens = self.packed.shape[1]
-        for first in range(0, tokens, QUERY_BLOCK):
-            yield first, min(QUERY_BLOCK, tokens - first), int(self.doc_start[part, first].min())
+    def memory(self, part: slice, backward: bool) -> _Memory:
+        """Working memory for some sequences."""
+        count, tokens = part.stop - part.start, self.packed.shape[1]
+        starts = range(0, tokens, QUERY_BLOCK)
+        if self.documents:
+            return _Memory(self, count, [int(self.doc_start[part, first].min()) for first in starts], backward)
+        key = "attention", QUERY_BLOCK, count, tokens, self.heads, self.key_heads, self.dim, self.dtype, backward
+        return prepared(key, lambda: _Memory(self, count, [0 for _ in starts], backward))
 
-    def queries(self, part: slice, first: int, n: int, rstd: np.ndarray) -> torch.Tensor:
-        """[b K, G n, D] queries of a block, ready for the product."""
-        q = scratch("q", ((part.stop - part.start) * self.key_heads, self.group * n, self.dim), self.dtype)
+    def take_queries(self, part: slice, block: _Block, rstd: np.ndarray) -> None:
         scale = self.eps.dtype.type(1 / math.sqrt(self.dim))
-        take_heads(self.packed[part], first, self.heads, 0, self.group, self.normed, self.eps, self.q_gain,
-                    self.cos, self.sin, scale, q.numpy(), rstd)
-        return q
+        take_heads(self.packed[part], block.first, self.heads, 0, self.group, self.normed, self.eps, self.q_gain,
+                   self.cos, self.sin, scale, block.q_rows, rstd)
 
-    def keys_values(self, part: slice, rstd: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """[b K, T, D] keys and values of some sequences."""
-        shape = ((part.stop - part.start) * self.key_heads, self.packed.shape[1], self.dim)
-        k, v = scratch("k", shape, self.dtype), scratch("v", shape, self.dtype)
-        key_column, value_column = self.heads * self.dim, (self.heads + self.key_heads) * self.dim
-        take_heads(self.packed[part], 0, self.key_heads, key_column, 1, self.normed, self.eps, self.k_gain,
-                    self.cos, self.sin, self.eps.dtype.type(1), k.numpy(), rstd)
-        copy_heads(self.packed[part], 0, self.key_heads, value_column, 1, v.numpy())
-        return k, v
+    def take_keys_values(self, part: slice, memory: _Memory) -> None:
+        packed, key_column, value_column = self.packed[part], self.heads * self.dim, self.value_column
+        take_heads(packed, 0, self.key_heads, key_column, 1, self.normed, self.eps, self.k_gain,
+                   self.cos, self.sin, self.eps.dtype.type(1), memory.k_rows, memory.rstd_k)
+        copy_heads(packed, 0, self.key_heads, value_column, 1, memory.v_rows)
 
 
 def forward(qkv: torch.Tensor, n_heads: int, n_kv_heads: int, cos=None, sin=None, q_gain=None, k_gain=None,
             eps: float = 1e-6, doc_start=None) -> tuple[torch.Tensor, torch.Tensor]:
     setting = _Setting.of(qkv, n_heads, n_kv_heads, cos, sin, q_gain, k_gain, eps, doc_start)
     batch, tokens = qkv.shape[:2]
-    group, dim, parts = setting.group, setting.dim, setting.programs()
-    out = memory.empty((batch, tokens, n_heads * dim), qkv.dtype)
+    group, parts = setting.group, setting.programs()
+    out = memory.empty((batch, tokens, n_heads * setting.dim), qkv.dtype)
     lse = memory.empty((batch, n_heads, tokens), qkv.dtype)
     out_rows, lse_rows = out.numpy(), lse.numpy()
 
     def program(index: int):
         part = parts[index]
-        count = part.stop - part.start
-        rstd = scratch("rstd", (count, tokens, n_heads), qkv.dtype).numpy()
-        part_lse = lse_rows[part].reshape(count * n_heads, tokens)
-        k, v = setting.keys_values(part, rstd)
-        for first, n, low in setting.query_blocks(part):
-            q = setting.queries(part, first, n, rstd)
-            seen, rows = slice(low, first + n), count * n_heads * n
-            s = scratch("s", (*q.shape[:2], first + n - low), qkv.dtype)
-            multiply(q, k[:, seen].transpose(1, 2), s)
-            inverse = scratch("inverse", (rows,), qkv.dtype).numpy()
-            _softmax_rows(s.view(rows, -1).numpy(), n, n_heads, first, low, setting.doc_start[part], inverse, part_lse)
-            o = scratch("o", tuple(q.shape), qkv.dtype)
-            multiply(s, v[:, seen], o)
-            store_output(o.numpy(), inverse, n, first, n_heads, group, out_rows[part])
+        work = setting.memory(part, backward=False)
+        part_out, starts = out_rows[part], setting.doc_start[part]
+        part_lse = lse_rows[part].reshape(-1, tokens)
+        setting.take_keys_values(part, work)
+        for block in work.blocks:
+            setting.take_queries(part, block, work.rstd_q)
+            multiply(block.q, block.k_columns, block.s)
+            _softmax_rows(block.s_rows, block.queries, n_heads, block.first, block.low, starts, work.inverse, part_lse)
+            multiply(block.s, block.v, block.out)
+            store_output(block.out_rows, work.inverse, block.queries, block.first, n_heads, group, part_out)
 
     launch(program, len(parts))
     return out, lse
@@ -177,36 +234,30 @@ def backward(dout: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, qkv: torc
     dgains = lane_buffers(len(parts), (2, dim), qkv)
     one = setting.eps.dtype.type(1)
     scale = one / setting.eps.dtype.type(math.sqrt(dim))
-    key_column, value_column = n_heads * dim, (n_heads + n_kv_heads) * dim
 
     def sequences(part: slice, dgain: np.ndarray):
-        count = part.stop - part.start
-        rstd_q = scratch("rstd_q", (count, tokens, n_heads), qkv.dtype).numpy()
-        rstd_k = scratch("rstd_k", (count, tokens, n_heads), qkv.dtype).numpy()
-        work = scratch("work", (dim,), qkv.dtype).numpy()
-        part_lse = lse_rows[part].reshape(count * n_heads, tokens)
-        k, v = setting.keys_values(part, rstd_k)
-        dk, dv = (scratch(name, tuple(k.shape), qkv.dtype).zero_() for name in ("dk", "dv"))
-        for first, n, low in setting.query_blocks(part):
-            q = setting.queries(part, first, n, rstd_q)
-            seen, rows = slice(low, first + n), count * n_heads * n
-            s, dp = (scratch(name, (*q.shape[:2], first + n - low), qkv.dtype) for name in ("s", "dp"))
-            do, dq = (scratch(name, tuple(q.shape), qkv.dtype) for name in ("do", "dq"))
-            delta = scratch("delta", (rows,), qkv.dtype).numpy()
-            copy_heads(dout_rows[part], first, n_heads, 0, group, do.numpy())
-            delta_rows(dout_rows[part], out_rows[part], n, first, n_heads, dim, delta)
-            multiply(q, k[:, seen].transpose(1, 2), s)
-            multiply(do, v[:, seen].transpose(1, 2), dp)
-            _softmax_backward_rows(s.view(rows, -1).numpy(), dp.view(rows, -1).numpy(), n, n_heads, first, low,
-                                   setting.doc_start[part], part_lse, delta)
-            multiply(s.transpose(1, 2), do, dv[:, seen], accumulate=True)
-            multiply(dp.transpose(1, 2), q, dk[:, seen], accumulate=True)
-            multiply(dp, k[:, seen], dq)
-            give_heads(dq.numpy(), first, n_heads, 0, group, setting.normed, setting.q_gain, setting.cos, setting.sin,
-                        scale, setting.packed[part], rstd_q, d_packed[part], dgain[0], work)
-        give_heads(dk.numpy(), 0, n_kv_heads, key_column, 1, setting.normed, setting.k_gain, setting.cos, setting.sin,
-                    one, setting.packed[part], rstd_k, d_packed[part], dgain[1], work)
-        store_heads(dv.numpy(), value_column, d_packed[part])
+        work = setting.memory(part, backward=True)
+        part_dout, part_out, part_packed, part_d = dout_rows[part], out_rows[part], setting.packed[part], d_packed[part]
+        part_lse, starts, delta = lse_rows[part].reshape(-1, tokens), setting.doc_start[part], work.inverse
+        setting.take_keys_values(part, work)
+        work.dk.zero_()
+        work.dv.zero_()
+        for block in work.blocks:
+            first, n = block.first, block.queries
+            setting.take_queries(part, block, work.rstd_q)
+            copy_heads(part_dout, first, n_heads, 0, group, block.do_rows)
+            delta_rows(part_dout, part_out, n, first, n_heads, dim, delta)
+            multiply(block.q, block.k_columns, block.s)
+            multiply(block.do, block.v_columns, block.ds)
+            _softmax_backward_rows(block.s_rows, block.ds_rows, n, n_heads, first, block.low, starts, part_lse, delta)
+            multiply(block.s_columns, block.do, block.dv, accumulate=True)
+            multiply(block.ds_columns, block.q, block.dk, accumulate=True)
+            multiply(block.ds, block.k, block.out)
+            give_heads(block.out_rows, first, n_heads, 0, group, setting.normed, setting.q_gain, setting.cos,
+                       setting.sin, scale, part_packed, work.rstd_q, part_d, dgain[0], work.work)
+        give_heads(work.dk_rows, 0, n_kv_heads, n_heads * dim, 1, setting.normed, setting.k_gain, setting.cos,
+                   setting.sin, one, part_packed, work.rstd_k, part_d, dgain[1], work.work)
+        store_heads(work.dv_rows, setting.value_column, part_d)
 
     def program(lane: int, start: int, stop: int):
         dgain = dgains[lane].zero_().numpy()

@@ -10,7 +10,7 @@ import torch
 
 from .. import memory
 from .gemm import block_rows, blocks, multiply, multiply_add
-from .lanes import add_lanes, lane_buffers
+from .lanes import WeightGradient, add_lanes, lane_buffers
 from .launch import launch, launch_ranges, scratch
 from .rms_norm import backward_rows as norm_backward_rows
 from .rms_norm import normalise_rows, scale_rows
@@ -43,14 +43,15 @@ def forward(x: torch.Tensor, gain: torch.Tensor, gate_up: torch.Tensor, down: to
 
 
 def backward(dy: torch.Tensor, x: torch.Tensor, gain: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor,
-             h: torch.Tensor, rstd: torch.Tensor):
+             h: torch.Tensor, rstd: torch.Tensor, into: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)):
     width, inner = down.shape
     dx = memory.empty(x.shape, x.dtype)
     rows_dy, array_dy, array_dx = dy.reshape(-1, width), as_rows(dy), as_rows(dx)
     array_x, array_h, rows_rstd, gains = as_rows(x), as_rows(h), as_vector(rstd), as_vector(gain)
     n = block_rows(width + 4 * inner)
     grid = blocks(len(array_x), n)
-    dgain, dgate_up, ddown = (lane_buffers(grid, p.shape, p) for p in (gain, gate_up, down))
+    dgain = lane_buffers(grid, gain.shape, gain)
+    dgate_up, ddown = WeightGradient(grid, gate_up, into[0]), WeightGradient(grid, down, into[1])
 
     def program(lane: int, start: int, stop: int):
         gain_part = dgain[lane].zero_().numpy()
@@ -62,12 +63,12 @@ def backward(dy: torch.Tensor, x: torch.Tensor, gain: torch.Tensor, gate_up: tor
             dh = scratch("dh", (count, 2 * inner), x.dtype)
             multiply(rows_dy[rows], down, d_active)
             activation_backward_rows(d_active.numpy(), array_h[rows], active.numpy(), dh.numpy())
-            multiply(rows_dy[rows].t(), active, ddown[lane], accumulate=block > start)
+            ddown.add(lane, rows_dy[rows], active)
             scale_rows(part, gains, rows_rstd[rows], normed.numpy())
-            multiply(dh.t(), normed, dgate_up[lane], accumulate=block > start)
+            dgate_up.add(lane, dh, normed)
             multiply(dh, gate_up, d_normed)
             norm_backward_rows(d_normed.numpy(), part, gains, rows_rstd[rows], array_dx[rows], gain_part)
             np.add(array_dx[rows], array_dy[rows], out=array_dx[rows])
 
     launch_ranges(program, grid)
-    return dx, add_lanes(dgain), add_lanes(dgate_up), add_lanes(ddown)
+    return dx, add_lanes(dgain), dgate_up.total(), ddown.total()

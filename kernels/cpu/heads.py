@@ -13,28 +13,30 @@ from .compiled import compiled
 
 @compiled
 def take_heads(packed, first, heads, column, group, normed, eps, gain, cos, sin, scale, out, rstd):
-    """out[b K + head // group, (head % group) * n + i] = rotated, normed and scaled head of token first + i."""
+    """out[b K + key_head, g * n + i] = rotated, normed and scaled head key_head * G + g of token first + i."""
     n, half, key_heads = out.shape[1] // group, gain.shape[0] // 2, heads // group
     dim = 2 * half
-    one = packed.dtype.type(1)
+    one, count = packed.dtype.type(1), packed.dtype.type(dim)
     for b in range(packed.shape[0]):
         for i in range(n):
             token = first + i
-            for head in range(heads):
-                x = packed[b, token, column + head * dim: column + head * dim + dim]
-                y = out[b * key_heads + head // group, head % group * n + i]
-                r = one
-                if normed:
-                    total = packed.dtype.type(0)
-                    for j in range(dim):
-                        total += x[j] * x[j]
-                    r = one / np.sqrt(total / packed.dtype.type(dim) + eps)
-                rstd[b, token, head] = r
-                r *= scale
-                for j in range(half):
-                    u, v = x[j] * gain[j] * r, x[j + half] * gain[j + half] * r
-                    y[j] = u * cos[token, j] - v * sin[token, j]
-                    y[j + half] = v * cos[token, j] + u * sin[token, j]
+            for key_head in range(key_heads):
+                for g in range(group):
+                    head = key_head * group + g
+                    x = packed[b, token, column + head * dim: column + head * dim + dim]
+                    y = out[b * key_heads + key_head, g * n + i]
+                    r = one
+                    if normed:
+                        total = packed.dtype.type(0)
+                        for j in range(dim):
+                            total += x[j] * x[j]
+                        r = one / np.sqrt(total / count + eps)
+                    rstd[b, token, head] = r
+                    r *= scale
+                    for j in range(half):
+                        u, v = x[j] * gain[j] * r, x[j + half] * gain[j + half] * r
+                        y[j] = u * cos[token, j] - v * sin[token, j]
+                        y[j + half] = v * cos[token, j] + u * sin[token, j]
 
 
 @compiled
@@ -42,41 +44,45 @@ def give_heads(dout, first, heads, column, group, normed, gain, cos, sin, scale,
     """The gradient of `take_heads`: writes dpacked, adds to dgain. `work` holds one head."""
     n, half, key_heads = dout.shape[1] // group, gain.shape[0] // 2, heads // group
     dim = 2 * half
+    per_feature = packed.dtype.type(1) / packed.dtype.type(dim)
     for b in range(packed.shape[0]):
         for i in range(n):
             token = first + i
-            for head in range(heads):
-                dy = dout[b * key_heads + head // group, head % group * n + i]
-                x = packed[b, token, column + head * dim: column + head * dim + dim]
-                dx = dpacked[b, token, column + head * dim: column + head * dim + dim]
-                for j in range(half):
-                    work[j] = (dy[j] * cos[token, j] + dy[j + half] * sin[token, j]) * scale
-                    work[j + half] = (dy[j + half] * cos[token, j] - dy[j] * sin[token, j]) * scale
-                if not normed:
+            for key_head in range(key_heads):
+                for g in range(group):
+                    head = key_head * group + g
+                    dy = dout[b * key_heads + key_head, g * n + i]
+                    x = packed[b, token, column + head * dim: column + head * dim + dim]
+                    dx = dpacked[b, token, column + head * dim: column + head * dim + dim]
+                    for j in range(half):
+                        work[j] = (dy[j] * cos[token, j] + dy[j + half] * sin[token, j]) * scale
+                        work[j + half] = (dy[j + half] * cos[token, j] - dy[j] * sin[token, j]) * scale
+                    if not normed:
+                        for j in range(dim):
+                            dx[j] = work[j]
+                        continue
+                    r = rstd[b, token, head]
+                    dot = packed.dtype.type(0)
                     for j in range(dim):
-                        dx[j] = work[j]
-                    continue
-                r = rstd[b, token, head]
-                dot = packed.dtype.type(0)
-                for j in range(dim):
-                    dot += work[j] * gain[j] * x[j]
-                dot *= r * r * r / packed.dtype.type(dim)
-                for j in range(dim):
-                    dgain[j] += work[j] * x[j] * r
-                    dx[j] = work[j] * gain[j] * r - x[j] * dot
+                        dot += work[j] * gain[j] * x[j]
+                    dot *= r * r * r * per_feature
+                    for j in range(dim):
+                        dgain[j] += work[j] * x[j] * r
+                        dx[j] = work[j] * gain[j] * r - x[j] * dot
 
 
 @compiled
 def copy_heads(rows, first, heads, column, group, out):
-    """out[b K + head // group, (head % group) * n + i] = the head's features of token first + i."""
+    """out[b K + key_head, g * n + i] = the features of head key_head * G + g of token first + i."""
     n, dim, key_heads = out.shape[1] // group, out.shape[2], heads // group
     for b in range(rows.shape[0]):
         for i in range(n):
-            for head in range(heads):
-                y = out[b * key_heads + head // group, head % group * n + i]
-                x = rows[b, first + i, column + head * dim: column + head * dim + dim]
-                for j in range(dim):
-                    y[j] = x[j]
+            for key_head in range(key_heads):
+                for g in range(group):
+                    start = column + (key_head * group + g) * dim
+                    x, y = rows[b, first + i, start: start + dim], out[b * key_heads + key_head, g * n + i]
+                    for j in range(dim):
+                        y[j] = x[j]
 
 
 @compiled
@@ -85,12 +91,13 @@ def store_output(o, inverse, n, first, heads, group, out):
     dim, key_heads = o.shape[2], heads // group
     for b in range(out.shape[0]):
         for i in range(n):
-            for head in range(heads):
-                part, row = b * key_heads + head // group, head % group * n + i
-                scale = inverse[part * group * n + row]
-                x, y = o[part, row], out[b, first + i, head * dim: head * dim + dim]
-                for j in range(dim):
-                    y[j] = x[j] * scale
+            for key_head in range(key_heads):
+                for g in range(group):
+                    part, start = b * key_heads + key_head, (key_head * group + g) * dim
+                    scale = inverse[(part * group + g) * n + i]
+                    x, y = o[part, g * n + i], out[b, first + i, start: start + dim]
+                    for j in range(dim):
+                        y[j] = x[j] * scale
 
 
 @compiled

@@ -6,6 +6,7 @@ import torch
 
 from .. import memory
 from .compiled import compiled
+from .gemm import multiply
 from .launch import launch, ranges
 
 
@@ -18,6 +19,31 @@ def _add(total, part):
 def lane_buffers(grid: int, shape: tuple[int, ...], like: torch.Tensor) -> list[torch.Tensor]:
     """One uninitialised accumulator per lane that a launch over `grid` blocks uses."""
     return [memory.empty(shape, like.dtype) for _ in ranges(grid)]
+
+
+class WeightGradient:
+    """dW = dy^T x of a weight matrix, summed over the blocks of each lane.
+
+    Args:
+        into: a buffer like the weight to add dW to; the first lane then works in it.
+    """
+
+    def __init__(self, grid: int, weight: torch.Tensor, into: torch.Tensor | None = None):
+        self.into = into
+        self.parts = lane_buffers(grid, weight.shape, weight)
+        self.started = [False] * len(self.parts)
+        if into is not None:
+            self.parts[0], self.started[0] = into, True
+
+    def add(self, lane: int, dy: torch.Tensor, x: torch.Tensor) -> None:
+        """Add a block's rows, dy (rows, d_out) and x (rows, d_in)."""
+        multiply(dy.t(), x, self.parts[lane], accumulate=self.started[lane])
+        self.started[lane] = True
+
+    def total(self) -> torch.Tensor | None:
+        """The sum over all lanes; None when it was added to `into`."""
+        total = add_lanes(self.parts)
+        return total if self.into is None else None
 
 
 def add_lanes(parts: list[torch.Tensor]) -> torch.Tensor:

@@ -163,6 +163,17 @@ def scratch(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tens
     return view
 
 
+def prepared(key: tuple, build: Callable[[], object]):
+    """This thread's own object for `key`: scratch memory and views into it, which cost more than a small product.
+
+    Built afresh each time while memory is poisoned.
+    """
+    objects = _local.__dict__.setdefault("objects", {})
+    if key not in objects or memory.poisoning():
+        objects[key] = build()
+    return objects[key]
+
+
 def _base(name: str, count: int, dtype: torch.dtype) -> torch.Tensor:
     """The memory behind a scratch name, grown when needed; views of an outgrown one are forgotten."""
     bases = _local.__dict__.setdefault("bases", {})

@@ -6,7 +6,7 @@ import torch
 
 from .. import memory
 from .gemm import block_rows, blocks, multiply, multiply_add
-from .lanes import add_lanes, lane_buffers
+from .lanes import WeightGradient
 from .launch import launch, launch_ranges
 
 
@@ -28,19 +28,20 @@ def forward(x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None
     return y
 
 
-def backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor,
+             into: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
     rows_x, rows_dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     dx = memory.empty(x.shape, x.dtype)
     rows_dx = dx.view(-1, x.shape[-1])
     n = block_rows(sum(weight.shape))
     grid = blocks(len(rows_x), n)
-    dweight = lane_buffers(grid, weight.shape, weight)
+    dweight = WeightGradient(grid, weight, into)
 
     def program(lane: int, start: int, stop: int):
         for block in range(start, stop):
             rows = slice(block * n, block * n + n)
             multiply(rows_dy[rows], weight, rows_dx[rows])
-            multiply(rows_dy[rows].t(), rows_x[rows], dweight[lane], accumulate=block > start)
+            dweight.add(lane, rows_dy[rows], rows_x[rows])
 
     launch_ranges(program, grid)
-    return dx, add_lanes(dweight)
+    return dx, dweight.total()

@@ -6,7 +6,7 @@ import torch
 
 from .. import memory
 from .gemm import block_rows, blocks, multiply
-from .lanes import add_lanes, lane_buffers
+from .lanes import WeightGradient, add_lanes, lane_buffers
 from .launch import launch, launch_ranges, scratch
 from .rms_norm import backward_rows, normalise_rows, scale_rows
 from .rows import as_rows, as_vector
@@ -32,14 +32,14 @@ def forward(x: torch.Tensor, gain: torch.Tensor, weight: torch.Tensor,
 
 
 def backward(dy: torch.Tensor, x: torch.Tensor, gain: torch.Tensor, weight: torch.Tensor,
-             rstd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+             rstd: torch.Tensor, into: torch.Tensor | None = None):
     d_out, d_in = weight.shape
     dx = memory.empty(x.shape, x.dtype)
     rows_dy, array_x, rows_dx = dy.reshape(-1, d_out), as_rows(x), as_rows(dx)
     rows_rstd, gains = as_vector(rstd), as_vector(gain)
     n = block_rows(d_in + d_out)
     grid = blocks(len(array_x), n)
-    dgain, dweight = lane_buffers(grid, gain.shape, gain), lane_buffers(grid, weight.shape, weight)
+    dgain, dweight = lane_buffers(grid, gain.shape, gain), WeightGradient(grid, weight, into)
 
     def program(lane: int, start: int, stop: int):
         dgain[lane].zero_()
@@ -49,10 +49,10 @@ def backward(dy: torch.Tensor, x: torch.Tensor, gain: torch.Tensor, weight: torc
             part = array_x[rows]
             normed = scratch("normed", part.shape, x.dtype)
             scale_rows(part, gains, rows_rstd[rows], normed.numpy())
-            multiply(rows_dy[rows].t(), normed, dweight[lane], accumulate=block > start)
+            dweight.add(lane, rows_dy[rows], normed)
             d_normed = scratch("d_normed", part.shape, x.dtype)
             multiply(rows_dy[rows], weight, d_normed)
             backward_rows(d_normed.numpy(), part, gains, rows_rstd[rows], rows_dx[rows], gain_part)
 
     launch_ranges(program, grid)
-    return dx, add_lanes(dgain), add_lanes(dweight)
+    return dx, add_lanes(dgain), dweight.total()

@@ -7,7 +7,7 @@ import torch
 from .. import memory
 from .compiled import compiled, exp
 from .gemm import block_rows, blocks, multiply, multiply_add
-from .lanes import add_lanes, lane_buffers
+from .lanes import WeightGradient
 from .launch import launch, launch_ranges, scratch
 from .rows import as_rows
 
@@ -61,13 +61,14 @@ def forward(h: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None
     return y
 
 
-def backward(dy: torch.Tensor, h: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def backward(dy: torch.Tensor, h: torch.Tensor, weight: torch.Tensor,
+             into: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
     d_out, width = weight.shape
     dh = memory.empty(h.shape, h.dtype)
     rows_dy, rows_h, rows_dh = dy.reshape(-1, d_out), as_rows(h), as_rows(dh)
     n = block_rows(3 * width)
     grid = blocks(len(rows_h), n)
-    dweight = lane_buffers(grid, weight.shape, weight)
+    dweight = WeightGradient(grid, weight, into)
 
     def program(lane: int, start: int, stop: int):
         for block in range(start, stop):
@@ -77,7 +78,7 @@ def backward(dy: torch.Tensor, h: torch.Tensor, weight: torch.Tensor) -> tuple[t
             d_active = scratch("d_active", (len(part), width), h.dtype)
             multiply(rows_dy[rows], weight, d_active)
             backward_rows(d_active.numpy(), part, active.numpy(), rows_dh[rows])
-            multiply(rows_dy[rows].t(), active, dweight[lane], accumulate=block > start)
+            dweight.add(lane, rows_dy[rows], active)
 
     launch_ranges(program, grid)
-    return dh, add_lanes(dweight)
+    return dh, dweight.total()
