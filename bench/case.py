@@ -49,14 +49,14 @@ class Case:
 
     def shapes(self, sizes: Sizes) -> list[tuple[int, ...]]:
         """The full shape of each input."""
-        return [tuple(_extent(word, sizes) for word in entry.shape.split()) for entry in self.inputs]
+        return [tuple(extent(word, sizes) for word in entry.shape.split()) for entry in self.inputs]
 
     def benchmark_sizes(self) -> Sizes:
         """The size of each dimension in the benchmark."""
         return {name: size for name, (_, _, size) in self.dims.items()}
 
 
-def _extent(word: str, sizes: Sizes) -> int:
+def extent(word: str, sizes: Sizes) -> int:
     """"d" or "2*d" or "g*k" in numbers."""
     return math.prod(int(factor) if factor.isdigit() else sizes[factor] for factor in word.split("*"))
 

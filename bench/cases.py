@@ -166,6 +166,8 @@ def _attention(name: str, extra: tuple[Input, ...], *arguments: str) -> Case:
 LAYERS = [
     Case("rms_norm", ops.rms_norm, lambda x, g: F.rms_norm(x, g.shape, g, 1e-6),
          (Input("b t d", normal), Input("d", positive)), NORMED),
+    Case("add_rms_norm", ops.add_rms_norm, lambda x, r, g: (x + r, F.rms_norm(x + r, g.shape, g, 1e-6)),
+         (Input("b t d", normal), Input("b t d", normal), Input("d", positive)), NORMED),
     Case("layer_norm", ops.layer_norm, lambda x, g, b: F.layer_norm(x, g.shape, g, b),
          (Input("b t d", normal), Input("d", positive), Input("d", normal)), NORMED),
     Case("rms_norm_linear", ops.rms_norm_linear, lambda x, g, w: F.linear(F.rms_norm(x, g.shape, g, 1e-6), w),

@@ -60,6 +60,7 @@ class Op:
     inputs: tuple[Tensor | _Edge | None, ...]
     needs: tuple[bool, ...]
     outputs: list[tuple[torch.Size, torch.dtype, torch.device]]
+    pending: dict[Op, _Pending]  # during backward: the gradients on their way
 
     def forward(self, *buffers, **parameters):
         raise NotImplementedError
@@ -72,6 +73,13 @@ class Op:
         return None in its stead."""
         leaf = self.inputs[index] if self.needs[index] else None
         return leaf.grad if isinstance(leaf, Tensor) else None
+
+    def take_arrived(self, index: int) -> torch.Tensor | None:
+        """The gradient of input `index` that other users of the same tensor have left so far; backward must then add
+        it to its own. A residual stream's gradient passes through a part's first kernel that way, in one pass."""
+        edge = self.inputs[index] if self.needs[index] else None
+        pending = self.pending.get(edge.op) if isinstance(edge, _Edge) else None
+        return pending and pending.give_up(edge.position)
 
     @classmethod
     def apply(cls, *inputs: Tensor, **parameters):
@@ -194,6 +202,10 @@ class _Pending:
             self.gradients[position] = kernels.elementwise.apply("add", held, gradient)
             self.owned[position] = True
 
+    def give_up(self, position: int) -> torch.Tensor | None:
+        gradient, self.gradients[position], self.owned[position] = self.gradients[position], None, False
+        return gradient
+
     def take(self) -> list[torch.Tensor]:
         return [kernels.zeros(*spec) if gradient is None else gradient
                 for gradient, spec in zip(self.gradients, self.op.outputs)]
@@ -231,6 +243,7 @@ def run_backward(roots: list[tuple[Tensor, torch.Tensor]]) -> None:
             del pending[op]
             gradients = entry.take()
             del entry
+            op.pending = pending
             if observer is None:
                 result = op.backward(*gradients)
             else:

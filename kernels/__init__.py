@@ -1,14 +1,18 @@
 """Device programs without autograd: the contract.
 
 A kernel is known by its name here. Its programs for the CPU are in `kernels/cpu/NAME.py`, for the GPU in
-`kernels/gpu/NAME.py`, with the same functions and signatures; a call goes to the device of its first tensor.
+`kernels/gpu/NAME.py`, with the same functions and signatures; a call goes to the device of its first tensor ("meta"
+tensors, which have no values, go to the GPU's programs, to see what these would launch).
 `forward` returns the result and what `backward` needs besides the inputs; `backward` takes the result's gradient
-first. Shapes are (rows, columns) of contiguous tensors unless said otherwise; "..." stands for any leading
-dimensions. Results are fresh tensors of the inputs' floating dtype unless a line says "in place".
+first. Where it takes `into`, a buffer like the weight (or one per weight, in a tuple), it adds the weight's gradient
+to that and returns None in its place. Shapes are (rows, columns) of contiguous tensors unless said otherwise; "..."
+stands for any leading dimensions. Results are fresh tensors of the inputs' floating dtype unless a line says "in
+place"; where that has less than 32 bits, arithmetic, statistics (rstd, lse) and losses are float32.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 
@@ -17,7 +21,10 @@ import torch
 from . import memory
 from .memory import copy, empty, empty_like, zeros
 
-__all__ = ["Kernel", "copy", "empty", "empty_like", "zeros", "memory", "set_threads", "threads"]
+__all__ = ["Kernel", "copy", "empty", "empty_like", "zeros", "memory", "programs", "set_threads", "threads"]
+
+_packages = {"cpu": "cpu", "cuda": "gpu", "meta": "gpu"}
+"""Device -> folder of its programs."""
 
 
 class Kernel:
@@ -32,19 +39,35 @@ class Kernel:
 
         def call(*arguments, **options):
             device = next(a.device.type for a in arguments if isinstance(a, torch.Tensor))
-            return getattr(_program(self.name, device), function)(*arguments, **options)
+            package = _packages.get(device, device)
+            program = getattr(_program(self.name, package), function, None)
+            if program is None:
+                raise NotImplementedError(f"kernel {self.name} has no program {function} for {package}")
+            return program(*arguments, **options)
 
         setattr(self, function, call)
         return call
 
 
 @functools.cache
-def _program(name: str, device: str):
-    package = {"cpu": "cpu", "cuda": "gpu"}.get(device)
+def _program(name: str, package: str):
+    module = f"kernels.{package}.{name}"
     try:
-        return importlib.import_module(f"kernels.{package}.{name}")
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise NotImplementedError(f"kernel {name} has no program for device {device}") from error
+        if not module.startswith(error.name):
+            raise
+        raise NotImplementedError(f"kernel {name} has no program for {package}") from error
+
+
+@contextlib.contextmanager
+def programs(package: str):
+    """Within this context calls on CPU tensors run `kernels/<package>`; Triton's interpreter runs those of "gpu"."""
+    before, _packages["cpu"] = _packages["cpu"], package
+    try:
+        yield
+    finally:
+        _packages["cpu"] = before
 
 
 def set_threads(count: int) -> None:
@@ -64,7 +87,7 @@ def threads() -> int:
 linear = Kernel("linear", """y = x W^T (+ residual).
 
     forward(x, weight, residual=None) -> y
-    backward(dy, x, weight) -> dx, dweight          (the residual's gradient is dy)
+    backward(dy, x, weight, into=None) -> dx, dweight          (the residual's gradient is dy)
     x (..., d_in), weight (d_out, d_in), y and residual (..., d_out)
     """)
 
@@ -72,27 +95,29 @@ rms_norm = Kernel("rms_norm", """y = x / sqrt(mean(x^2) + eps) * gain over the l
 
     forward(x, gain, eps) -> y, rstd
     backward(dy, x, gain, rstd) -> dx, dgain
-    x, y (..., d), gain (d), rstd (...)
+    add_forward(x, residual, gain, eps) -> total, y, rstd               (total = x + residual, y = rms_norm(total))
+    add_backward(dy, dtotal, total, gain, rstd) -> dx, dgain                (dx is the residual's gradient too)
+    x, y, residual, total (..., d), gain (d), rstd (...)
     """)
 
 rms_norm_linear = Kernel("rms_norm_linear", """y = rms_norm(x) W^T.
 
     forward(x, gain, weight, eps) -> y, rstd
-    backward(dy, x, gain, weight, rstd) -> dx, dgain, dweight
-    x (..., d_in), gain (d_in), weight (d_out, d_in), y (..., d_out), rstd (...)
+    backward(dy, x, gain, weight, rstd, into=None, dresidual=None) -> dx, dgain, dweight
+    x (..., d_in), gain (d_in), weight (d_out, d_in), y (..., d_out), rstd (...); dresidual (..., d_in) is added to dx
     """)
 
 swiglu_linear = Kernel("swiglu_linear", """y = (silu(gate) * up) W^T (+ residual), h = [gate | up] (arXiv 2002.05202).
 
     forward(h, weight, residual=None) -> y
-    backward(dy, h, weight) -> dh, dweight          (the residual's gradient is dy)
+    backward(dy, h, weight, into=None) -> dh, dweight          (the residual's gradient is dy)
     h (..., 2 f), weight (d_out, f), y and residual (..., d_out)
     """)
 
 feed_forward = Kernel("feed_forward", """y = x + (silu(gate) * up) W_down^T, [gate | up] = rms_norm(x) W_gate_up^T.
 
     forward(x, gain, gate_up, down, eps) -> y, h, rstd
-    backward(dy, x, gain, gate_up, down, h, rstd) -> dx, dgain, dgate_up, ddown
+    backward(dy, x, gain, gate_up, down, h, rstd, into=(None, None)) -> dx, dgain, dgate_up, ddown
     x, y (..., d), gain (d), gate_up (2 f, d), down (d, f), h (..., 2 f): [gate | up], rstd (...)
     """)
 

@@ -2,32 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from hypothesis import strategies as st
 
+import kernels
 from bench.case import Case
 from engine import Tensor
 from engine.autograd import run_backward
 
+GPU = "cuda" if torch.cuda.is_available() else "cpu"
+"""Where tests of GPU programs keep their tensors; on "cpu" Triton's interpreter runs them."""
 LAYOUTS = ("contiguous", "contiguous", "reversed", "strided", "offset", "expanded")
 
 
 @dataclass(frozen=True)
 class Example:
-    """One way to call a case: inputs in float32 (or whole numbers), each in some memory layout."""
+    """One way to call a case: inputs in float32 (or whole numbers), each in some memory layout.
+
+    Inputs and the gradients of outputs are numbers that `precision` can hold.
+    """
 
     case: Case
     inputs: list[torch.Tensor]
     options: dict
     needs: list[bool]
     seed: int
+    precision: torch.dtype = torch.float32
+
+    def rounded(self, dtype: torch.dtype) -> Example:
+        """The same example with numbers that `dtype` can hold."""
+        return replace(self, inputs=[converted(converted(t, dtype), t.dtype) for t in self.inputs], precision=dtype)
 
     def __repr__(self) -> str:
         shapes = [(tuple(t.shape), t.stride()) for t in self.inputs]
         return f"Example({self.case.name}, {shapes}, {self.options}, needs={self.needs}, seed={self.seed})"
+
+
+def gpu_programs():
+    """Context in which operations on tensors on the device GPU run kernels/gpu."""
+    return kernels.programs("gpu") if GPU == "cpu" else contextlib.nullcontext()
 
 
 def laid_out(values: torch.Tensor, layout: str) -> torch.Tensor:
@@ -46,9 +64,17 @@ def laid_out(values: torch.Tensor, layout: str) -> torch.Tensor:
 
 
 @st.composite
-def examples(draw, case: Case, layouts: tuple[str, ...] = LAYOUTS):
-    """Examples of a case, whose differentiable inputs lie in memory in one of the `layouts`."""
+def examples(draw, case: Case, layouts: tuple[str, ...] = LAYOUTS, most: int | None = None):
+    """Examples of a case, whose differentiable inputs lie in memory in one of the `layouts`.
+
+    Inputs have at most `most` elements, as far as the smallest sizes allow.
+    """
     sizes = {name: draw(st.integers(low, high), label=name) for name, (low, high, _) in case.dims.items()}
+    while most and max(math.prod(shape) for shape in case.shapes(sizes)) > most:
+        smaller = {name: max(case.dims[name][0], size // 2) for name, size in sizes.items()}
+        if smaller == sizes:
+            break
+        sizes = smaller
     options = {name: draw(st.sampled_from(values), label=name) for name, values in case.options.items()}
     shapes = case.shapes(sizes)
     if case.broadcasts:
@@ -72,12 +98,12 @@ def _smaller(draw, shape):
     return shape[draw(st.integers(0, len(shape))):]
 
 
-def converted(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def converted(tensor: torch.Tensor, dtype: torch.dtype, device: str = "cpu") -> torch.Tensor:
     """In another floating dtype and a buffer of its own, with the same strides; whole numbers as they are."""
     if not tensor.dtype.is_floating_point:
-        return tensor
+        return tensor.to(device)
     extent = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride())) + 1 if tensor.numel() else 0
-    buffer = torch.as_strided(tensor, (extent,), (1,)).to(dtype, copy=True)
+    buffer = torch.as_strided(tensor, (extent,), (1,)).to(device, dtype, copy=True)
     return torch.as_strided(buffer, tensor.shape, tensor.stride())
 
 
@@ -87,10 +113,12 @@ def output_gradients(outputs, example: Example, dtype: torch.dtype, disturbance=
     gradients = []
     for output in outputs:
         values = torch.from_numpy(rng.standard_normal(tuple(output.shape)).astype(np.float32))
+        values = values.to(example.precision).to(torch.float32)
         if disturbance:
             values = values * (1 + disturbance * torch.from_numpy(noise.standard_normal(tuple(output.shape))))
         layout = LAYOUTS[int(rng.integers(len(LAYOUTS)))]
-        gradients.append(converted(laid_out(values, layout), dtype) if output.dtype.is_floating_point else None)
+        wanted = output.dtype.is_floating_point
+        gradients.append(converted(laid_out(values, layout), dtype, output.device) if wanted else None)
     return gradients
 
 
@@ -114,13 +142,19 @@ def run_torch(example: Example, dtype: torch.dtype, disturbance: float = 0.0):
     return [y.detach() for y in outputs], list(gradients)
 
 
-def run_ours(example: Example, dtype: torch.dtype):
+def run_ours(example: Example, dtype: torch.dtype, device: str = "cpu"):
     """Outputs, and gradients of the inputs that need one, by our engine."""
-    inputs = [converted(t, dtype) for t in example.inputs]
+    inputs = [converted(t, dtype, device) for t in example.inputs]
     arguments = [Tensor(t, requires_grad=need) if entry.gradient else t
                  for t, need, entry in zip(inputs, example.needs, example.case.inputs)]
     result = example.case.ours(*arguments, **example.options)
     outputs = list(result) if isinstance(result, (tuple, list)) else [result]
     leaves = [t for t, need in zip(arguments, example.needs) if need]
     run_backward([(y, dy) for y, dy in zip(outputs, output_gradients(outputs, example, dtype)) if y.requires_grad])
-    return [y.data for y in outputs], [leaf.grad for leaf in leaves]
+    return [y.data.cpu() for y in outputs], [leaf.grad if leaf.grad is None else leaf.grad.cpu() for leaf in leaves]
+
+
+def run_on_gpu(example: Example, dtype: torch.dtype):
+    """As `run_ours`, by the programs in kernels/gpu."""
+    with gpu_programs():
+        return run_ours(example, dtype, GPU)

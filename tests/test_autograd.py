@@ -232,3 +232,22 @@ def test_weight_gradients_are_added_to_the_gradient_that_is_there():
     for t, first, buffer in zip(leaves, once, buffers):
         assert t.grad is buffer
         torch.testing.assert_close(t.grad, 2 * first, rtol=1e-12, atol=1e-12)
+
+
+def test_a_residual_gradient_that_has_arrived_passes_through_the_projection():
+    source, gain, weight, out = leaf(5, 4, seed=1), leaf(4, seed=2), leaf(6, 4, seed=3), leaf(4, 6, seed=4)
+
+    def loss(project, exp, linear):
+        x = exp(source_of[exp])
+        y = linear(project(x), out_of[exp])
+        return (y * y + x * x).sum() + (project(x) * 3).sum()
+
+    theirs = {name: twin(t) for name, t in (("source", source), ("gain", gain), ("weight", weight), ("out", out))}
+    source_of = {ops.exp: source, torch.exp: theirs["source"]}
+    out_of = {ops.exp: out, torch.exp: theirs["out"]}
+    loss(lambda x: ops.rms_norm_linear(x, gain, weight), ops.exp, ops.linear).backward()
+    functional = torch.nn.functional
+    normed = lambda x: functional.rms_norm(x, (4,), theirs["gain"], 1e-6)  # noqa: E731
+    loss(lambda x: functional.linear(normed(x), theirs["weight"]), torch.exp, functional.linear).backward()
+    for ours, name in ((source, "source"), (gain, "gain"), (weight, "weight"), (out, "out")):
+        assert_same_gradient(ours, theirs[name])

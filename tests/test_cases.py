@@ -13,7 +13,6 @@ from harness import Example, converted, examples, output_gradients, run_ours, ru
 from kernels.memory import poisoned
 
 EVERY_CASE = pytest.mark.parametrize("name", CASES)
-EPS32 = torch.finfo(torch.float32).eps
 
 
 def largest(tensor: torch.Tensor) -> float:
@@ -32,10 +31,10 @@ def check_exact(kind: str, ours, truth) -> None:
 
 
 def check_relative(kind: str, ours, theirs, truth, disturbed, factor: float) -> None:
-    """float32: our distance from the float64 truth is at most `factor` times torch's.
+    """float32 and less: our distance from the float64 truth is at most `factor` times torch's.
 
     As torch's may be 0 by luck, so much is added as the truth itself moves when every input is one rounding off, and
-    a few roundings of the result.
+    roundings of the result: in float32 a few, in half precision, where each weighs, one.
     """
     assert (ours is None) == (truth is None), kind
     if truth is None:
@@ -45,20 +44,28 @@ def check_relative(kind: str, ours, theirs, truth, disturbed, factor: float) -> 
         assert torch.equal(ours, truth), kind
         return
     error, allowed = largest(ours.double() - truth), factor * largest(theirs.double() - truth)
-    allowed += factor * (largest(disturbed - truth) + 4 * EPS32 * max(1.0, largest(truth)))
+    eps, moved = torch.finfo(theirs.dtype).eps, largest(disturbed - truth)
+    if theirs.dtype == torch.float32:
+        allowed += factor * (moved + 4 * eps * max(1.0, largest(truth)))
+    else:
+        allowed += moved + eps * (largest(truth) + torch.finfo(theirs.dtype).smallest_normal)
     assert error <= allowed, (kind, error, allowed)
 
 
-def check_example(example: Example, dtype: torch.dtype) -> None:
+def check_example(example: Example, dtype: torch.dtype, run=run_ours) -> None:
+    if dtype.itemsize < 4:
+        example = example.rounded(dtype)
     with poisoned():
-        ours = run_ours(example, dtype)
+        ours = run(example, dtype)
     truth = run_torch(example, torch.float64)
     if dtype == torch.float64:
         for kind, mine, true in zip(("output", "gradient"), ours, truth):
             for index, pair in enumerate(zip(mine, true)):
                 check_exact(f"{kind} {index}", *pair)
         return
-    theirs, disturbed = run_torch(example, torch.float32), run_torch(example, torch.float64, EPS32)
+    eps = torch.finfo(dtype).eps
+    theirs = run_torch(example, dtype)
+    disturbed = run_torch(example, torch.float64, eps if dtype == torch.float32 else eps / 2)
     for kind, factor, *sides in zip(("output", "gradient"), (2, 3), ours, theirs, truth, disturbed):
         for index, values in enumerate(zip(*sides)):
             check_relative(f"{kind} {index}", *values, factor)

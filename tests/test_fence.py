@@ -25,8 +25,10 @@ ALLOWED_NAMES = {
     *"iinfo finfo result_type promote_types broadcast_shapes __version__".split(),
     *"empty empty_like zeros zeros_like ones ones_like full full_like arange".split(),
     *"tensor as_tensor from_numpy frombuffer".split(),
-    *"mm bmm addmm baddbmm set_num_threads get_num_threads".split(),
+    *"mm bmm addmm baddbmm set_num_threads get_num_threads set_float32_matmul_precision".split(),
 }
+
+ALLOWED_OF_CUDA = {"current_device", "get_device_properties"}
 
 ALLOWED_OPERATORS = {
     *"empty zeros ones full arange lift_fresh scalar_tensor new_empty empty_like ones_like".split(),
@@ -51,9 +53,13 @@ def forbidden_names(source: str, file: Path) -> list[str]:
     for node in ast.walk(tree):
         if _dtype_by_name(node):
             named.add(node.args[0])
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch":
+        elif _owner(node) == "torch.cuda":
             named.add(node.value)
-            if node.attr not in ALLOWED_NAMES:
+            if node.attr not in ALLOWED_OF_CUDA:
+                found.append(f"{file}:{node.lineno}: torch.cuda.{node.attr}")
+        elif _owner(node) == "torch":
+            named.add(node.value)
+            if node.attr not in ALLOWED_NAMES and node not in named:
                 found.append(f"{file}:{node.lineno}: torch.{node.attr}")
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute) and node.value.attr == "Tensor":
             found.append(f"{file}:{node.lineno}: Tensor.{node.attr}")
@@ -62,6 +68,11 @@ def forbidden_names(source: str, file: Path) -> list[str]:
     found += [f"{file}:{node.lineno}: torch as a value" for node in ast.walk(tree)
               if isinstance(node, ast.Name) and node.id == "torch" and node not in named]
     return found
+
+
+def _owner(node: ast.AST) -> str:
+    """a.b of a.b.c."""
+    return ast.unparse(node.value) if isinstance(node, ast.Attribute) else ""
 
 
 def _dtype_by_name(node: ast.AST) -> bool:
@@ -82,7 +93,8 @@ def test_the_product_keeps_to_the_allowed_names():
     "import torch\nf = getattr(torch, 'exp')", "import torch\ngetattr(torch, config.activation)",
     "import torch\ntorch.Tensor.exp(x)", "import torch\ntorch.save(x, 'f')", "import torch\ntorch.compile(f)",
     "import importlib\nimportlib.import_module('torch.optim')", "import triton", "from triton import language",
-    "import torch\ndef f(x: torch.nn.Module): pass",
+    "import torch\ndef f(x: torch.nn.Module): pass", "import torch\ntorch.cuda.empty_cache()", "import torch.cuda",
+    "import torch\ncuda = torch.cuda",
 ])
 def test_forbidden_names_are_found(source):
     assert forbidden_names(source, Path("engine/ops/bad.py"))
@@ -93,6 +105,7 @@ def test_allowed_names_pass():
 import torch
 from torch import Tensor
 y: torch.Tensor = torch.mm(torch.empty(2, 2, dtype=getattr(torch, config.dtype)), x)
+card = torch.cuda.get_device_properties(torch.cuda.current_device()).name
 """
     assert forbidden_names(source, Path("kernels/cpu/good.py")) == []
     assert forbidden_names("import triton", Path("kernels/gpu/good.py")) == []

@@ -10,7 +10,7 @@ from .layout import (
     view,
 )
 from .methods import attach
-from .normalization import dropout, layer_norm, rms_norm
+from .normalization import add_rms_norm, dropout, layer_norm, rms_norm
 from .probability import cross_entropy, log_softmax, logsumexp, softmax
 from .product import matmul
 from .reduction import amax, amin, argmax, argmin, max, mean, min, sum, var
@@ -20,9 +20,9 @@ from .unary import abs, clamp, exp, gelu, log, neg, relu, sigmoid, silu, sqrt, t
 attach()
 
 __all__ = [
-    "Op", "Tensor", "abs", "add", "amax", "amin", "argmax", "argmin", "attention", "cat", "causal_attention",
-    "chunk", "clamp", "contiguous", "cross_entropy", "div", "dropout", "embedding", "eq", "exp", "expand",
-    "feed_forward", "flatten", "gather", "ge", "gelu", "gt", "index", "layer_norm", "le", "linear",
+    "Op", "Tensor", "abs", "add", "add_rms_norm", "amax", "amin", "argmax", "argmin", "attention", "cat",
+    "causal_attention", "chunk", "clamp", "contiguous", "cross_entropy", "div", "dropout", "embedding", "eq", "exp",
+    "expand", "feed_forward", "flatten", "gather", "ge", "gelu", "gt", "index", "layer_norm", "le", "linear",
     "linear_cross_entropy", "log", "log_softmax", "logical_not", "logsumexp", "lt", "matmul", "max", "maximum",
     "mean", "min", "minimum", "mul", "ne", "neg", "permute", "pow", "relu", "reshape", "rms_norm",
     "rms_norm_linear", "rope", "sigmoid", "silu", "softmax", "split", "sqrt", "squeeze", "stack", "sub", "sum",

@@ -43,7 +43,7 @@ class RMSNormLinear(Op):
         return y
 
     def backward(self, dy):
-        return kernels.rms_norm_linear.backward(dy, *self.saved, self.gradient_of(2))
+        return kernels.rms_norm_linear.backward(dy, *self.saved, self.gradient_of(2), self.take_arrived(0))
 
 
 def rms_norm_linear(x: Tensor, gain: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:

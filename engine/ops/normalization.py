@@ -23,6 +23,17 @@ class RMSNorm(Op):
         return kernels.rms_norm.backward(dy, *self.saved)
 
 
+class AddRMSNorm(Op):
+    def forward(self, x, residual, gain, *, eps):
+        total, y, rstd = kernels.rms_norm.add_forward(x, residual, gain, eps)
+        self.saved = total, gain, rstd
+        return total, y
+
+    def backward(self, dtotal, dy):
+        dx, dgain = kernels.rms_norm.add_backward(dy, dtotal, *self.saved)
+        return dx, dx, dgain
+
+
 class LayerNorm(Op):
     def forward(self, x, gain, bias, *, eps):
         y, *statistics = kernels.layer_norm.forward(x, gain, bias, eps)
@@ -41,6 +52,21 @@ def rms_norm(x: Tensor, gain: Tensor | None = None, eps: float = 1e-6) -> Tensor
         gain: (d,); ones when left out.
     """
     return RMSNorm.apply(x, _vector("rms_norm", "gain", gain, x, 1.0), eps=eps)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, gain: Tensor | None = None,
+                 eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """(total, y) with total = x + residual and y = rms_norm(total): a residual stream and the norm that reads it.
+
+    Args:
+        x, residual: (..., d).
+        gain: (d,); ones when left out.
+    """
+    gain = _vector("add_rms_norm", "gain", gain, x, 1.0)
+    if residual.shape != x.shape or residual.dtype != x.dtype:
+        raise UserError(f"add_rms_norm: the residual must be {x.dtype} of shape {x.shape} as x is, "
+                        f"got {residual.dtype} of shape {residual.shape}")
+    return AddRMSNorm.apply(x, residual, gain, eps=eps)
 
 
 def layer_norm(x: Tensor, gain: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:

@@ -5,15 +5,13 @@ Of the wide intermediate values only [gate | up] goes to memory, once, for backw
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from .. import memory
 from .gemm import block_rows, blocks, multiply, multiply_add
 from .lanes import WeightGradient, add_lanes, lane_buffers
 from .launch import launch, launch_ranges, scratch
-from .rms_norm import backward_rows as norm_backward_rows
-from .rms_norm import normalise_rows, scale_rows
+from .rms_norm import backward_rows_onto, normalise_rows, scale_rows
 from .rows import as_rows, as_vector
 from .swiglu_linear import activate_rows
 from .swiglu_linear import backward_rows as activation_backward_rows
@@ -67,8 +65,7 @@ def backward(dy: torch.Tensor, x: torch.Tensor, gain: torch.Tensor, gate_up: tor
             scale_rows(part, gains, rows_rstd[rows], normed.numpy())
             dgate_up.add(lane, dh, normed)
             multiply(dh, gate_up, d_normed)
-            norm_backward_rows(d_normed.numpy(), part, gains, rows_rstd[rows], array_dx[rows], gain_part)
-            np.add(array_dx[rows], array_dy[rows], out=array_dx[rows])
+            backward_rows_onto(array_dy[rows], d_normed.numpy(), part, gains, rows_rstd[rows], array_dx[rows], gain_part)
 
     launch_ranges(program, grid)
     return dx, add_lanes(dgain), dgate_up.total(), ddown.total()

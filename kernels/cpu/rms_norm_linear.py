@@ -8,7 +8,7 @@ from .. import memory
 from .gemm import block_rows, blocks, multiply
 from .lanes import WeightGradient, add_lanes, lane_buffers
 from .launch import launch, launch_ranges, scratch
-from .rms_norm import backward_rows, normalise_rows, scale_rows
+from .rms_norm import backward_rows, backward_rows_onto, normalise_rows, scale_rows
 from .rows import as_rows, as_vector
 
 
@@ -32,11 +32,12 @@ def forward(x: torch.Tensor, gain: torch.Tensor, weight: torch.Tensor,
 
 
 def backward(dy: torch.Tensor, x: torch.Tensor, gain: torch.Tensor, weight: torch.Tensor,
-             rstd: torch.Tensor, into: torch.Tensor | None = None):
+             rstd: torch.Tensor, into: torch.Tensor | None = None, dresidual: torch.Tensor | None = None):
     d_out, d_in = weight.shape
     dx = memory.empty(x.shape, x.dtype)
     rows_dy, array_x, rows_dx = dy.reshape(-1, d_out), as_rows(x), as_rows(dx)
     rows_rstd, gains = as_vector(rstd), as_vector(gain)
+    rows_base = None if dresidual is None else as_rows(dresidual)
     n = block_rows(d_in + d_out)
     grid = blocks(len(array_x), n)
     dgain, dweight = lane_buffers(grid, gain.shape, gain), WeightGradient(grid, weight, into)
@@ -52,7 +53,11 @@ def backward(dy: torch.Tensor, x: torch.Tensor, gain: torch.Tensor, weight: torc
             dweight.add(lane, rows_dy[rows], normed)
             d_normed = scratch("d_normed", part.shape, x.dtype)
             multiply(rows_dy[rows], weight, d_normed)
-            backward_rows(d_normed.numpy(), part, gains, rows_rstd[rows], rows_dx[rows], gain_part)
+            gradient = d_normed.numpy(), part, gains, rows_rstd[rows], rows_dx[rows], gain_part
+            if rows_base is None:
+                backward_rows(*gradient)
+            else:
+                backward_rows_onto(rows_base[rows], *gradient)
 
     launch_ranges(program, grid)
     return dx, add_lanes(dgain), dweight.total()
