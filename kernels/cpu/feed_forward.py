@@ -46,7 +46,7 @@ def backward(dy: torch.Tensor, x: torch.Tensor, gain: torch.Tensor, gate_up: tor
     dx = memory.empty(x.shape, x.dtype)
     rows_dy, array_dy, array_dx = dy.reshape(-1, width), as_rows(dy), as_rows(dx)
     array_x, array_h, rows_rstd, gains = as_rows(x), as_rows(h), as_vector(rstd), as_vector(gain)
-    n = block_rows(width + 4 * inner)
+    n = min(128, block_rows(width + 4 * inner))  # less than forward: five products share the second-level cache
     grid = blocks(len(array_x), n)
     dgain = lane_buffers(grid, gain.shape, gain)
     dgate_up, ddown = WeightGradient(grid, gate_up, into[0]), WeightGradient(grid, down, into[1])
