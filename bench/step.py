@@ -3,7 +3,8 @@
     python -m bench.step [--preset demo] [--rounds 11] [--batch-tokens N] [--seq-len S]
 
 Forward, backward, gradient clipping and AdamW in float32, the same shapes and number of threads, each rival in a
-process of its own, taking turns. Prints one JSON line with medians, in milliseconds for the phases.
+process of its own, taking turns. Prints one JSON line with medians, in milliseconds for the phases. On a machine with a
+GPU it is that of bench/gpu_step.py.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ OPTIMIZER = {"lr": 1e-4, "betas": (0.9, 0.95), "eps": 1e-8}
 WEIGHT_DECAY, CLIP_NORM = 0.1, 1.0
 
 
-def _batch(vocabulary: int, rows: int, seq_len: int):
+def batch(vocabulary: int, rows: int, seq_len: int):
     import torch
 
     ids = np.random.default_rng(0).integers(0, vocabulary, (rows, seq_len + 1))
@@ -50,7 +51,7 @@ def ours(preset: str, rows: int, seq_len: int):
 
     model = Decoder(PRESETS[preset])
     optimizer = AdamW(model, OPTIMIZER["betas"], OPTIMIZER["eps"], WEIGHT_DECAY, CLIP_NORM)
-    ids, targets = _batch(model.config.vocab_size, rows, seq_len)
+    ids, targets = batch(model.config.vocab_size, rows, seq_len)
 
     def step():
         phases = _Phases()
@@ -59,7 +60,8 @@ def ours(preset: str, rows: int, seq_len: int):
         phases.mark("forward")
         loss.backward()
         phases.mark("backward")
-        optimizer.step(OPTIMIZER["lr"], optimizer.grad_norm())
+        optimizer.measure()
+        optimizer.step(OPTIMIZER["lr"])
         phases.mark("optimizer")
         return phases.seconds
 
@@ -77,7 +79,7 @@ def _torch_step(preset: str, rows: int, seq_len: int, compile_model: bool):
     others = [p for p in model.parameters() if id(p) not in decayed]
     optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": WEIGHT_DECAY},
                                    {"params": others, "weight_decay": 0.0}], fused=True, **OPTIMIZER)
-    ids, targets = _batch(model.config.vocab_size, rows, seq_len)
+    ids, targets = batch(model.config.vocab_size, rows, seq_len)
     loss_of = torch.compile(model.loss) if compile_model else model.loss
 
     def step():
@@ -116,18 +118,27 @@ def _ratio(a: Timing, b: Timing) -> float:
     return round(statistics.median(y / x for x, y in zip(a.seconds, b.seconds)), 3)
 
 
-def main() -> None:
+def main() -> int:
+    import torch
+
     from train.presets import preset
 
     parser = argparse.ArgumentParser(prog="python -m bench.step", description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="demo")
+    parser.add_argument("--preset", help="demo when left out; on a GPU base-0.18b")
     parser.add_argument("--rounds", type=int, default=11, help="timed steps of each rival, at least 7")
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--batch-tokens", type=int, help="tokens per step; the preset's own when left out")
     parser.add_argument("--seq-len", type=int, help="tokens per sequence; the preset's own when left out")
     parser.add_argument("--threads", type=int, default=available_cores())
     options = parser.parse_args()
-    data = preset(options.preset).data
+    if torch.cuda.is_available():
+        from bench import gpu_step
+
+        lengths = [options.seq_len] if options.seq_len else list(gpu_step.LENGTHS)
+        return gpu_step.run(options.preset, lengths, options.batch_tokens, options.rounds)
+    print("no GPU here: the step of a small model on the CPU", file=sys.stderr)
+    name = options.preset or "demo"
+    data = preset(name).data
     seq_len = options.seq_len or data.seq_len
     rows = max(1, (options.batch_tokens or data.batch_tokens) // seq_len)
     rivals = dict(RIVALS)
@@ -135,16 +146,17 @@ def main() -> None:
         del rivals["compile"]
         print("no C++ compiler: torch.compile is left out", file=sys.stderr)
     with Contest(rivals, options.threads) as contest:
-        timings = contest.run({"preset": options.preset, "rows": rows, "seq_len": seq_len},
+        timings = contest.run({"preset": name, "rows": rows, "seq_len": seq_len},
                               max(options.rounds, 7), options.warmup)
     line = {name: _result(timing, rows * seq_len) for name, timing in timings.items()}
     for name in timings:
         if name != "ours":
             line[f"vs_{name}"] = _ratio(timings["ours"], timings[name])
     line["memory_vs_eager"] = round(timings["ours"].peak_mb / timings["eager"].peak_mb, 3)
-    line |= {"preset": options.preset, "rows": rows, "seq_len": seq_len, "threads": options.threads}
+    line |= {"preset": name, "rows": rows, "seq_len": seq_len, "threads": options.threads}
     print(json.dumps(line))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

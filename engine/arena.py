@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Iterable
 
+import torch
+
 import kernels
 
 from .errors import UserError
@@ -20,9 +22,11 @@ class Arena:
 
     Args:
         named_parameters: (name, parameter) pairs, laid out in this order; all of one dtype and device.
+        working: dtype of a second copy of the weights, which `data` then looks into: the model computes with that one,
+            while `weights`, each parameter's `master`, keeps every digit. None: there is one copy.
     """
 
-    def __init__(self, named_parameters: Iterable[tuple[str, Parameter]]):
+    def __init__(self, named_parameters: Iterable[tuple[str, Parameter]], working: torch.dtype | None = None):
         parameters = dict(named_parameters)
         if not parameters:
             raise UserError("an arena needs at least one parameter, got none")
@@ -42,6 +46,12 @@ class Arena:
             place.copy_(parameter.data)
             parameter.data = place
             parameter.grad = self.grads[self.slices[name]].view(place.shape)
+        self.working = None if working is None else kernels.zeros((end,), working, device)
+        if self.working is not None:
+            views = self.views(self.working)
+            for name, parameter in parameters.items():
+                parameter.master, parameter.data = parameter.data, views[name]
+                parameter.refresh()
 
     def zero_grad(self) -> None:
         """Set every gradient to zero."""

@@ -57,6 +57,8 @@ class Op:
     others, so nothing writes into one in place. Backward runs once: the node is emptied afterwards.
     """
 
+    exact = False
+    """Whether results are float32 whatever the precision, as losses are."""
     inputs: tuple[Tensor | _Edge | None, ...]
     needs: tuple[bool, ...]
     outputs: list[tuple[torch.Size, torch.dtype, torch.device]]
@@ -94,6 +96,9 @@ class Op:
 
         result = run() if observer is None else observer(op, "forward", run)
         buffers = result if isinstance(result, tuple) else (result,)
+        if not cls.exact:
+            for buffer in buffers:
+                kernels.rounded(buffer)
         tensors = tuple(Tensor(buffer, requires_grad=recording) for buffer in buffers)
         if recording:
             op.inputs = tuple(_edge(t) if need else None for t, need in zip(inputs, op.needs))
@@ -154,8 +159,10 @@ class Tensor:
         return self.data.item()
 
     def numpy(self) -> np.ndarray:
-        """The values as a NumPy array, sharing memory when the tensor is on the CPU."""
-        return self.data.detach().cpu().numpy()
+        """The values as a NumPy array, sharing memory when the tensor is on the CPU; bfloat16, which NumPy does not
+        have, as float32."""
+        values = self.data.detach().cpu()
+        return (values.to(torch.float32) if values.dtype == torch.bfloat16 else values).numpy()
 
     def detach(self) -> Tensor:
         """The same buffer, without its history."""
@@ -198,8 +205,9 @@ class _Pending:
             self.gradients[position] = gradient
         elif self.owned[position]:
             kernels.elementwise.accumulate(held, gradient)
+            kernels.rounded(held)
         else:
-            self.gradients[position] = kernels.elementwise.apply("add", held, gradient)
+            self.gradients[position] = kernels.rounded(kernels.elementwise.apply("add", held, gradient))
             self.owned[position] = True
 
     def give_up(self, position: int) -> torch.Tensor | None:
@@ -256,7 +264,7 @@ def run_backward(roots: list[tuple[Tensor, torch.Tensor]]) -> None:
             for index in range(len(inputs)):
                 gradient, results[index] = results[index], None
                 if needs[index] and gradient is not None:
-                    deliver(inputs[index], gradient)
+                    deliver(inputs[index], kernels.rounded(gradient))
 
 
 def tensor(values, dtype: torch.dtype | None = None, requires_grad: bool = False) -> Tensor:

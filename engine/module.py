@@ -6,6 +6,8 @@ from typing import Iterator
 
 import torch
 
+import kernels
+
 from .errors import UserError
 from .autograd import Tensor
 
@@ -16,13 +18,22 @@ class Parameter(Tensor):
     Args:
         data: floating-point buffer.
         decay: whether weight decay applies; by default to everything of two or more dimensions.
+
+    Attributes:
+        master: the same values with more digits, when `data` is a rounded copy to compute with (see Arena).
     """
 
-    __slots__ = ("decay",)
+    __slots__ = ("decay", "master")
 
     def __init__(self, data: torch.Tensor, decay: bool | None = None):
         super().__init__(data, requires_grad=True)
         self.decay = data.ndim >= 2 if decay is None else decay
+        self.master: torch.Tensor | None = None
+
+    def refresh(self) -> None:
+        """Make `data` from `master` again, after that was changed by anything but the optimizer."""
+        if self.master is not None:
+            kernels.rounded(self.data.copy_(self.master))
 
 
 class Module:
@@ -69,23 +80,37 @@ class Module:
         return (parameter for _, parameter in self.named_parameters())
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The parameters' buffers by name, not copied."""
-        return {name: parameter.data for name, parameter in self.named_parameters()}
+        """The parameters' buffers by name, not copied; the masters where there are such."""
+        return {name: parameter.data if parameter.master is None else parameter.master
+                for name, parameter in self.named_parameters()}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Copy values into the parameters; names, shapes and dtypes must all agree."""
-        parameters = dict(self.named_parameters())
-        missing, unexpected = sorted(parameters.keys() - state.keys()), sorted(state.keys() - parameters.keys())
+        """Copy values into the buffers of `state_dict`; names, shapes and dtypes must all agree."""
+        buffers = self.state_dict()
+        missing, unexpected = sorted(buffers.keys() - state.keys()), sorted(state.keys() - buffers.keys())
         if missing or unexpected:
             raise UserError(f"state dict does not fit the module: missing {missing or 'none'}, "
                             f"unexpected {unexpected or 'none'}")
-        for name, parameter in parameters.items():
-            value, own = state[name], parameter.data
+        for name, own in buffers.items():
+            value = state[name]
             if value.shape != own.shape or value.dtype != own.dtype:
                 raise UserError(f"{name} must be {own.dtype} of shape {tuple(own.shape)}, "
                                 f"got {value.dtype} of shape {tuple(value.shape)}")
-        for name, parameter in parameters.items():
-            parameter.data.copy_(state[name])
+        for name, own in buffers.items():
+            own.copy_(state[name])
+        for parameter in self.parameters():
+            parameter.refresh()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    def to(self, device: str) -> Module:
+        """Move every parameter to a device, before they join an arena. Returns itself."""
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(device)
+        return self
 
     def train(self, mode: bool = True) -> Module:
         """Switch to training mode (dropout on), or with False to evaluation mode. Returns itself."""

@@ -12,77 +12,14 @@ place"; where that has less than 32 bits, arithmetic, statistics (rstd, lse) and
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import importlib
-
-import torch
-
 from . import memory
+from .dispatch import (
+    Kernel, emulated_bfloat16, gpu_memory, programs, rounded, set_threads, tf32_products, threads,
+)
 from .memory import copy, empty, empty_like, zeros
 
-__all__ = ["Kernel", "copy", "empty", "empty_like", "zeros", "memory", "programs", "set_threads", "threads"]
-
-_packages = {"cpu": "cpu", "cuda": "gpu", "meta": "gpu"}
-"""Device -> folder of its programs."""
-
-
-class Kernel:
-    """The programs of one name. `kernel.function(...)` runs `kernels.<device>.<name>.function(...)`."""
-
-    def __init__(self, name: str, contract: str):
-        self.name, self.__doc__ = name, contract
-
-    def __getattr__(self, function: str):
-        if function.startswith("__"):
-            raise AttributeError(function)
-
-        def call(*arguments, **options):
-            device = next(a.device.type for a in arguments if isinstance(a, torch.Tensor))
-            package = _packages.get(device, device)
-            program = getattr(_program(self.name, package), function, None)
-            if program is None:
-                raise NotImplementedError(f"kernel {self.name} has no program {function} for {package}")
-            return program(*arguments, **options)
-
-        setattr(self, function, call)
-        return call
-
-
-@functools.cache
-def _program(name: str, package: str):
-    module = f"kernels.{package}.{name}"
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if not module.startswith(error.name):
-            raise
-        raise NotImplementedError(f"kernel {name} has no program for {package}") from error
-
-
-@contextlib.contextmanager
-def programs(package: str):
-    """Within this context calls on CPU tensors run `kernels/<package>`; Triton's interpreter runs those of "gpu"."""
-    before, _packages["cpu"] = _packages["cpu"], package
-    try:
-        yield
-    finally:
-        _packages["cpu"] = before
-
-
-def set_threads(count: int) -> None:
-    """Run CPU programs on `count` threads."""
-    from .cpu import launch
-
-    launch.set_threads(count)
-
-
-def threads() -> int:
-    """Number of threads that CPU programs run on."""
-    from .cpu import launch
-
-    return launch.threads()
-
+__all__ = ["Kernel", "copy", "emulated_bfloat16", "empty", "empty_like", "gpu_memory", "memory", "programs", "rounded",
+           "set_threads", "tf32_products", "threads", "zeros"]
 
 linear = Kernel("linear", """y = x W^T (+ residual).
 
@@ -117,7 +54,7 @@ swiglu_linear = Kernel("swiglu_linear", """y = (silu(gate) * up) W^T (+ residual
 feed_forward = Kernel("feed_forward", """y = x + (silu(gate) * up) W_down^T, [gate | up] = rms_norm(x) W_gate_up^T.
 
     forward(x, gain, gate_up, down, eps) -> y, h, rstd
-    backward(dy, x, gain, gate_up, down, h, rstd, into=(None, None)) -> dx, dgain, dgate_up, ddown
+    backward(dy, x, gain, gate_up, down, h, rstd, into=(None, None)) -> dx, dgain, dgate_up, ddown   (may overwrite h)
     x, y (..., d), gain (d), gate_up (2 f, d), down (d, f), h (..., 2 f): [gate | up], rstd (...)
     """)
 
@@ -132,11 +69,13 @@ attention = Kernel("attention", """Causal attention on a packed projection, with
     out (B, T, H D); lse (B, H, T): log-sum-exp of the scores
     """)
 
-linear_cross_entropy = Kernel("linear_cross_entropy", """Sum of cross-entropy(x W^T, target) in nats / normalizer.
+linear_cross_entropy = Kernel("linear_cross_entropy", """Cross-entropy of the logits x W^T: see cross_entropy.
 
-    forward(x, weight, targets, normalizer, ignore_index=-100, with_gradient=True) -> loss, dx, dweight
-    x (..., d), weight (vocabulary, d), targets int64 (...): rows whose target is `ignore_index` count nothing.
-    The gradients are for a loss gradient of 1. Holds logits of a bounded number of rows only.
+    forward(x, weight, targets, normalizer, ignore_index=-100, with_gradient=True, z_loss=0.0, softcap=None, into=None)
+        -> loss, dx, dweight
+    x (..., d), weight (vocabulary, d), targets int64 (...); dweight float32 for a weight of less than 32 bits. The
+    gradients are for a loss gradient of 1, and None without `with_gradient`. Logits of a bounded number of rows exist
+    at a time.
     """)
 
 elementwise = Kernel("elementwise", """Operations element by element, with broadcasting; operands of any strides.
@@ -146,13 +85,13 @@ elementwise = Kernel("elementwise", """Operations element by element, with broad
     accumulate(into, x): into += x in place, same shape, into contiguous
     scale(x, factor): x *= factor in place, x contiguous; factor is a tensor with one element
     Operands have one dtype (the condition of `where` is bool); comparisons give bool.
-    Names: add sub mul div pow neg abs maximum minimum clamp(x, low, high) exp log sqrt tanh sigmoid relu silu gelu
-    gelu_tanh where(condition, a, b) eq ne lt le gt ge logical_not. For gradients, with y the result:
-    abs_backward silu_backward gelu_backward gelu_tanh_backward (dy, x); sqrt_backward tanh_backward sigmoid_backward
-    relu_backward (dy, y); clamp_backward (dy, x, low, high); divisor_backward (dy, y, divisor);
-    pow_base_backward (dy, x, exponent); pow_exponent_backward (dy, x, exponent, y); larger_backward and
-    smaller_backward (dy, a, b): the share of a in max and min, half at a tie; exp_shifted (dy, x, shift):
-    dy e^(x - shift); square_difference (x, y): (x - y)^2; scaled_difference (dy, x, y): dy (x - y)
+    Names: add sub mul div pow neg abs maximum minimum clamp(x, low, high) exp log sqrt tanh sigmoid relu relu_squared
+    silu gelu gelu_tanh where(condition, a, b) eq ne lt le gt ge logical_not. For gradients, with y the result:
+    abs_backward relu_squared_backward silu_backward gelu_backward gelu_tanh_backward (dy, x); sqrt_backward
+    tanh_backward sigmoid_backward relu_backward (dy, y); clamp_backward (dy, x, low, high); divisor_backward (dy, y,
+    divisor); pow_base_backward (dy, x, exponent); pow_exponent_backward (dy, x, exponent, y); larger_backward and
+    smaller_backward (dy, a, b): the share of a in max and min, half at a tie; exp_shifted (dy, x, shift): dy e^(x -
+    shift); square_difference (x, y): (x - y)^2; scaled_difference (dy, x, y): dy (x - y)
     """)
 
 reduce = Kernel("reduce", """Reductions.
@@ -168,12 +107,18 @@ softmax = Kernel("softmax", """Softmax over the last dimension; an element of -i
     logsumexp(x) -> lse (...)
     """)
 
-cross_entropy = Kernel("cross_entropy", """Sum of cross-entropy(logits, target) in nats / normalizer.
+cross_entropy = Kernel("cross_entropy", """Sum over rows of (lse - logit of the target + z_loss lse^2) / normalizer, in nats.
 
-    forward(logits, targets, normalizer, ignore_index=-100) -> loss, top, total
-    backward(dloss, logits, targets, top, total, normalizer, ignore_index=-100) -> dlogits
-    logits (..., classes), targets int64 (...): rows whose target is `ignore_index` count nothing; loss ();
-    top and total (...): a row's largest logit, and its sum of e^(logit - top)
+    forward(logits, targets, normalizer, ignore_index=-100, z_loss=0.0, softcap=None) -> loss, top, total
+    backward(dloss, logits, targets, top, total, normalizer, ignore_index=-100, z_loss=0.0, softcap=None) -> dlogits
+    in_place(logits, targets, losses, normalizer, ignore_index=-100, z_loss=0.0, softcap=None, classes=None,
+             with_gradient=True): `losses` (rows) gets each row's loss, not divided; contiguous logits (rows, columns)
+        become their gradient for a loss gradient of 1; columns from `classes` on are padding, whose gradient is 0
+    count(targets, ignore_index=-100) -> float32 (): the number of targets that count, or 1 if none does
+    logits (..., classes), with a softcap c replaced by c tanh(logits / c) (arXiv 2408.00118, section 2), targets int64
+    (...): rows whose target is `ignore_index` count nothing; lse: log-sum-exp (z-loss: arXiv 2204.02311, section 5);
+    normalizer: a number, or a tensor with one element, which a GPU need not wait for; loss ();
+    top and total (...): a row's largest logit, and its sum of e^(logit - top), for backward
     """)
 
 layer_norm = Kernel("layer_norm", """y = (x - mean) / sqrt(variance + eps) * gain + bias (arXiv 1607.06450).
@@ -223,20 +168,63 @@ embedding = Kernel("embedding", """Rows of a table.
     ids int64 (...), weight (rows, d), y (..., d)
     """)
 
-_optimizer = Kernel("optimizer", "Passes over flat parameter buffers.")
+routing = Kernel("routing", """Choosing experts for tokens (arXiv 1701.06538), and their rows grouped by expert.
 
+    forward(logits, indices, score, normalised, bias=None, noise=None) -> gates, scores
+    backward(dgates, dscores, logits, indices, gates, scores, score, normalised) -> dlogits
+    count(indices, experts) -> counts
+    group(indices, experts) -> offsets, order, place
+    logits, scores (..., E): score is "softmax" or "sigmoid"; gates (..., k). At least float32, also for half logits.
+    indices int64 (..., k), written in place by forward: the experts with the largest logits, or scores + bias (E)
+    (arXiv 2408.15664), or logits + noise (..., E) (+ bias); the lowest of equals first; NaN counts as -inf.
+    gates: the scores of the chosen; normalised: softmax over their logits, or sigmoid scores / (their sum + 1e-20)
+    counts int32 (E): how often each expert was chosen; offsets int32 (E + 1): where its rows begin;
+    order int32 (tokens k): pair (token k + choice) of each row, ascending within an expert; place int32 (..., k): row
+    of each pair
+    """)
 
-def adamw(weights, grads, exp_avg, exp_avg_sq, *, lr, beta1, beta2, eps, weight_decay, step, grad_scale=1.0) -> None:
-    """One step of AdamW (arXiv 1711.05101, algorithm 2) in place over flat buffers (n,) of one floating dtype.
+experts = Kernel("experts", """y[t] = (residual[t] +) sum over c of gates[t, c] expert(x[t], indices[t, c]), SwiGLU experts.
 
-    Args:
-        step: number of this step, from 1; corrects the moments' bias.
-        grad_scale: factor for the gradients, for clipping.
-    """
-    _optimizer.adamw(weights, grads, exp_avg, exp_avg_sq, lr=lr, beta1=beta1, beta2=beta2, eps=eps,
-                     weight_decay=weight_decay, step=step, grad_scale=grad_scale)
+    forward(x, gates, groups, gate_up, down, residual=None) -> y, h
+    backward(dy, x, gates, groups, gate_up, down, h, into=(None, None)) -> dx, dgates, dgate_up, ddown
+    expert(x, e) = (silu(gate) * up) down[e]^T with [gate | up] = x gate_up[e]^T
+    x, y, residual (..., d), gates (..., k) of the dtype of x or float32, groups what `routing.group` gives,
+    gate_up (E, 2 f, d), down (E, d, f), h (tokens k, 2 f): [gate | up] of the grouped rows. The residual's gradient is
+    dy. An expert without tokens has gradients of 0. The sums over c and over an expert's rows have one order.
+    """)
 
+sampling = Kernel("sampling", """From logits to the next token.
 
-def sum_of_squares(x) -> float:
-    """Sum of the squares of all elements, in float64."""
-    return _optimizer.sum_of_squares(x)
+    probabilities(logits, context=None, **settings) -> weights
+    draw(weights, u) -> ids                (on the CPU: inverts the cumulative distribution at u float64 (b) in [0, 1))
+    sample(logits, seed, offset, context=None, **settings) -> ids                         (row i draws at number
+        `offset + i` of the stream `seed` of kernels.dropout; offset a number or int64 (1) on the logits' device)
+    logits (b, v); context int64 (b, c): ids seen, negative ones count nothing; weights (b, v), sum 1, float64 on the
+    CPU and float32 on the GPU; ids int64 (b). A row whose logits are not all finite: weights NaN, id -1.
+    Settings, in this order: repetition_penalty=1.0 divides positive logits of ids seen and multiplies negative ones
+    (arXiv 1909.05858); temperature=1.0 divides, 0 leaves the likeliest id; top_k=0 keeps the k likeliest (0: all);
+    top_p=1.0 of these the fewest whose weights sum to at least p (arXiv 1904.09751). Of equals, lower ids first.
+    """)
+
+newton_schulz = Kernel("newton_schulz", """The nearest orthogonal matrix, roughly: Muon's (Jordan et al. 2024).
+
+    orthogonalise(x, coefficients, eps=1e-7, margin=1.0, dtype=None) -> y
+    x (n, rows, columns), a stack; y of its shape, computed and returned in `dtype` (that of x if None).
+    Each matrix, divided by (margin times its Frobenius norm + eps), takes one step X <- a X + b A X + c A A X with
+    A = X X^T for each (a, b, c) of `coefficients`: a singular value s becomes a s + b s^3 + c s^5, vectors stay.
+    """)
+
+optimizer = Kernel("optimizer", """Passes over flat parameter buffers (n), n a multiple of 64, in place.
+
+    norm(x, out=None) -> float, or `out`: float64 (1) on x's device, filled without waiting for it
+        2-norm of all elements of a tensor of any shape, summed in float64
+    begin_step(control, norm, beta1=, beta2=, clip_norm=0.0)
+        What adamw needs of a step whose gradients have this norm, a float64 (1). One that is not finite: no step.
+    adamw(weights, grads, exp_avg, exp_avg_sq, segments, control, working=None, beta1=, beta2=, eps=)
+        One step of AdamW (arXiv 1711.05101, algorithm 2), gradients scaled so that their norm is at most `clip_norm`.
+    control float64 (8): learning rate, which the caller writes before a step; steps made; steps left out; last norm;
+    and for adamw whether to step, factor of the gradients, factors 1 / (1 - beta^steps) of both moments.
+    segments: (bounds int64 (s, 2), factors (s, 2)): the weights from start to stop, multiples of 64, have this weight
+    decay and this factor of the learning rate; s is small, segments do not overlap, weights in none stay as they are.
+    weights, grads, exp_avg, exp_avg_sq, factors of one dtype; working of any: receives the new weights, rounded
+    """)

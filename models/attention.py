@@ -30,10 +30,10 @@ class GroupedQueryAttention(Module):
         self.dropout = Dropout(config.dropout)
 
     def rotary(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin for every position, in the parameters' dtype and on their device."""
-        weight = self.qkv.weight
-        table = rotary_table(self.config.max_seq_len, self.config.head_dim, self.config.rope_base, weight.dtype)
-        return table[0].to(weight.device), table[1].to(weight.device)
+        """cos and sin for every position, on the parameters' device; in their dtype, but not under 32 bits."""
+        weight, c = self.qkv.weight, self.config
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        return rotary_table(c.max_seq_len, c.head_dim, c.rope_base, dtype, weight.device)
 
     def forward(self, x: Tensor, doc_start: torch.Tensor | None = None) -> Tensor:
         """x [B, T, d_model], doc_start int32 [B, T] or None -> [B, T, d_model]."""

@@ -31,7 +31,7 @@ def window_start(length: int, capacity: int) -> int:
 def next_logits(model: Decoder, ids: Sequence[int]) -> np.ndarray:
     """Logits [vocab_size] after `ids`, by a whole forward pass."""
     with no_grad():
-        return model(torch.tensor([list(ids)], dtype=torch.int64)).numpy()[0, -1]
+        return model(torch.tensor([list(ids)], dtype=torch.int64, device=model.device)).numpy()[0, -1]
 
 
 class CachedLogits:

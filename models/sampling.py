@@ -1,4 +1,4 @@
-"""From logits to the next token. Everything is float64 NumPy, so a seed gives the same text on every device."""
+"""From logits to the next token, in float64 on the CPU, so that a seed gives the same text whatever made the logits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+import kernels
 from engine.errors import UserError
 
 
@@ -45,31 +47,16 @@ def probabilities(logits: np.ndarray, context: Sequence[int], sampling: Sampling
     Returns:
         float64 [vocab_size] with sum 1. Equal logits are kept or dropped lower id first.
     """
-    scores = np.array(logits, dtype=np.float64)
-    if not np.isfinite(scores).all():
+    scores = torch.from_numpy(np.array(logits, dtype=np.float64))[None]
+    seen = torch.from_numpy(np.array(context, dtype=np.int64))[None]
+    weights = kernels.sampling.probabilities(
+        scores, seen, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p,
+        repetition_penalty=sampling.repetition_penalty)[0].numpy()
+    if np.isnan(weights[0]):
         raise FloatingPointError("the model's logits are not finite: its weights are damaged")
-    if sampling.repetition_penalty != 1.0 and len(context):
-        seen = np.unique(np.asarray(context, dtype=np.int64))
-        factor = np.where(scores[seen] > 0.0, 1.0 / sampling.repetition_penalty, sampling.repetition_penalty)
-        scores[seen] *= factor
-    if sampling.temperature == 0.0:
-        return np.eye(1, len(scores), int(scores.argmax()))[0]
-    with np.errstate(over="ignore"):
-        scores = (scores - scores.max()) / sampling.temperature
-    order = np.argsort(-scores, kind="stable")
-    if sampling.top_k:
-        scores[order[sampling.top_k:]] = -np.inf
-    weights = np.exp(scores)
-    weights /= weights.sum()
-    if sampling.top_p < 1.0:
-        before = np.cumsum(weights[order]) - weights[order]
-        weights[order[before >= sampling.top_p]] = 0.0
-        weights /= weights.sum()
     return weights
 
 
 def draw(weights: np.ndarray, rng: np.random.Generator) -> int:
     """One id by inverting the cumulative distribution at one uniform number."""
-    cumulative = np.cumsum(weights)
-    index = int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
-    return min(index, int(np.flatnonzero(weights)[-1]))
+    return int(kernels.sampling.draw(torch.from_numpy(weights)[None], torch.tensor([rng.random()], dtype=torch.float64)))

@@ -28,7 +28,8 @@ ALLOWED_NAMES = {
     *"mm bmm addmm baddbmm set_num_threads get_num_threads set_float32_matmul_precision".split(),
 }
 
-ALLOWED_OF_CUDA = {"current_device", "get_device_properties"}
+ALLOWED_OF_CUDA = set("current_device get_device_properties is_available current_stream stream Stream Event CUDAGraph graph "
+                      "graph_pool_handle".split())
 
 ALLOWED_OPERATORS = {
     *"empty zeros ones full arange lift_fresh scalar_tensor new_empty empty_like ones_like".split(),

@@ -33,7 +33,8 @@ def our_curve(model: Decoder) -> list[float]:
         optimizer.arena.zero_grad()
         loss = model.loss(ids, targets)
         loss.backward()
-        optimizer.step(RATE * min(1.0, number / 5), optimizer.grad_norm())
+        optimizer.measure()
+        optimizer.step(RATE * min(1.0, number / 5))
         curve.append(loss.item())
     return curve
 

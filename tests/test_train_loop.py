@@ -15,11 +15,12 @@ from train import checkpoint, evaluate, pretrain
 from train.config import Config
 from train.data import Batch
 from train.errors import NonFiniteError
-from train.loop import Loop, accumulate, next_token_loss
+from train.loop import Loop, next_token_loss
 from train.metrics import MetricsLog, read_metrics
 from train.optim.adamw import AdamW
 from train.plot import draw_loss, smoothed
 from train.progress import clock, printable
+from train.step import accumulate
 
 TINY = ModelConfig(n_layers=1, d_model=16, n_heads=2, d_ff=32, max_seq_len=8, vocab_size=264, dropout=0.2,
                    dtype="float64", residual_init="scaled")
@@ -71,13 +72,13 @@ def test_what_is_not_finite_stops_before_the_update(poison, words, monkeypatch):
     loop = Loop(model, optimizer, random_batch, loss, 32)
     before = optimizer.arena.weights.clone()
     if poison == "gradient":
-        norm = AdamW.grad_norm
+        norm = AdamW.measure
 
         def poisoned(self):
             self.arena.parameters["norm.gain"].grad[0] = float("inf")
             return norm(self)
 
-        monkeypatch.setattr(AdamW, "grad_norm", poisoned)
+        monkeypatch.setattr(AdamW, "measure", poisoned)
     else:
         monkeypatch.setattr(AdamW, "first_bad_gradient", lambda self: "embedding.weight")
     with pytest.raises(NonFiniteError) as error:

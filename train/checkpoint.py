@@ -58,7 +58,7 @@ def save(run: Path, step: int, model: Tensors, optimizer: Tensors, state: dict, 
     One that is there already is left alone: a step of a run has one outcome.
 
     Args:
-        model, optimizer: CPU tensors by name.
+        model, optimizer: tensors by name.
         state: what JSON can hold; `format`, `versions`, `step` and the tensor files' sizes and SHA-256 are added.
 
     Raises:
@@ -71,7 +71,7 @@ def save(run: Path, step: int, model: Tensors, optimizer: Tensors, state: dict, 
     try:
         temporary.mkdir(parents=True)
         for name, tensors in ((MODEL_FILE, model), (OPTIMIZER_FILE, optimizer)):
-            save_file({key: tensor.numpy() for key, tensor in tensors.items()}, temporary / name)
+            save_file({key: tensor.cpu().numpy() for key, tensor in tensors.items()}, temporary / name)
             fsync_path(temporary / name)
         files = {name: _file_facts(temporary / name) for name in (MODEL_FILE, OPTIMIZER_FILE)}
         content = {"format": CHECKPOINT_FORMAT, "versions": versions(), "step": step, **state, "files": files}

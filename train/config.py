@@ -12,6 +12,7 @@ from pathlib import Path
 
 import tomli_w
 
+from engine.precision import precision
 from models.config import ModelConfig
 from train.errors import UserError
 from train.files import write_text
@@ -22,6 +23,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+DEVICES = ("auto", "cpu", "cuda")
 LENGTHS = ("steps", "minutes", "tokens")
 
 
@@ -63,7 +65,8 @@ class OptimConfig:
 class RunConfig:
     """The length is the first of `steps`, `tokens`, `minutes` above 0; a run by minutes writes the steps it measured
     into `steps`. `eval_every` and `sample_every` 0 mean a tenth and a fifth of the run, -1 only at the end;
-    `eval_tokens` 0 means all of the validation part; `threads` 0 means all cores."""
+    `eval_tokens` 0 means all of the validation part; `threads` 0 means all cores. `device` auto is a GPU if there is
+    one; `precision` auto is bf16 on a GPU and float32 on the CPU (engine.precision)."""
 
     preset: str = "demo"
     seed: int = 0
@@ -77,6 +80,8 @@ class RunConfig:
     sample_prompt: str = ""
     sample_tokens: int = 200
     threads: int = 0
+    device: str = "auto"
+    precision: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -158,6 +163,9 @@ class Config:
         _rule(run.eval_tokens >= 0, "run.eval_tokens must be at least 0", run.eval_tokens)
         _rule(run.sample_tokens >= 1, "run.sample_tokens must be at least 1", run.sample_tokens)
         _rule(run.threads >= 0, "run.threads must be at least 0", run.threads)
+        _rule(run.device in DEVICES, f"run.device must be one of {', '.join(DEVICES)}", run.device)
+        if run.device != "auto":
+            precision(run.precision, run.device)
         _rule(checkpoint.every >= 1, "checkpoint.every must be at least 1", checkpoint.every)
         _rule(checkpoint.keep >= 1, "checkpoint.keep must be at least 1", checkpoint.keep)
         return self

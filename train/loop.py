@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 import torch
 
-from engine import Module, Tensor, random
+from engine import Module, Tensor
 from train.data import Batch
 from train.errors import NonFiniteError
 from train.metrics import NATS_PER_BIT
 from train.optim.adamw import AdamW
+from train.step import LossFunction, take_step
 
 BatchFunction = Callable[[int], Batch]
-LossFunction = Callable[[Module, Batch, int], Tensor]
 
 
 @dataclass
@@ -57,8 +57,8 @@ class Loop:
 
     def __init__(self, model: Module, optimizer: AdamW, batch_at: BatchFunction, loss: LossFunction, micro_rows: int,
                  position: Position | None = None):
-        self.model, self.optimizer, self.batch_at, self.loss = model, optimizer, batch_at, loss
-        self.micro_rows = micro_rows
+        self.model, self.optimizer, self.batch_at = model, optimizer, batch_at
+        self.take_step = take_step(model, optimizer, loss, micro_rows)
         self.position = position or Position()
 
     def step(self, lr: float) -> StepReport:
@@ -71,11 +71,9 @@ class Loop:
         position, optimizer = self.position, self.optimizer
         batch = self.batch_at(position.cursor)
         number = position.step + 1
-        loss = accumulate(self.model, optimizer, batch, self.micro_rows, self.loss)
-        grad_norm = optimizer.grad_norm()
+        loss, grad_norm = self.take_step(batch, lr)
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise NonFiniteError(_describe(number, batch, loss, optimizer))
-        optimizer.step(lr, grad_norm)
         seconds = time.perf_counter() - start
         position.step, position.cursor = number, next_cursor(batch)
         position.seconds += seconds
@@ -83,23 +81,11 @@ class Loop:
         return StepReport(number, position.cursor, loss, bits_per_byte, lr, grad_norm, seconds)
 
 
-def accumulate(model: Module, optimizer: AdamW, batch: Batch, micro_rows: int, loss: LossFunction) -> float:
-    """Leave the gradient of the batch's mean loss in the arena and return that loss, in nats per predicted token."""
-    optimizer.arena.zero_grad()
-    total, normalizer = 0.0, max(1, batch.predicted)
-    for micro in batch.split(micro_rows):
-        random.set_position(micro.first_token)
-        part = loss(model, micro, normalizer)
-        total += float(part.item())
-        part.backward()
-    return total
-
-
-def next_token_loss(model: Module, batch: Batch, normalizer: int) -> Tensor:
+def next_token_loss(model: Module, batch: Batch, normalizer: int | torch.Tensor) -> Tensor:
     """The loss of pretraining: summed cross-entropy of the next token / normalizer."""
-    doc_start = None if batch.doc_start is None else torch.from_numpy(batch.doc_start)
-    return model.loss(torch.from_numpy(batch.ids), torch.from_numpy(batch.targets), doc_start=doc_start,
-                      normalizer=normalizer)
+    ids, targets, doc_start = (None if array is None else torch.as_tensor(array).to(model.device)
+                               for array in (batch.ids, batch.targets, batch.doc_start))
+    return model.loss(ids, targets, doc_start=doc_start, normalizer=normalizer)
 
 
 def next_cursor(batch: Batch) -> int:

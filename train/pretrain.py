@@ -8,8 +8,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import torch
+
 import kernels
 from engine import random
+from engine.precision import precision
 from models.decoder import Decoder
 from models.generate import generate_text
 from models.run_folder import load_run, read_tokenizer
@@ -29,7 +32,9 @@ from train.progress import clock
 from train.session import Identity, Session
 
 RUNS = Path("runs")
+AUTOMATIC = ("run.device", "run.precision")
 MICRO_TOKENS = 4096
+LARGE_GPU = 40 << 30  # bytes
 CHANGEABLE_ON_RESUME = {"run.steps", "run.minutes", "run.tokens", "run.log_every", "run.eval_every", "run.eval_tokens",
                         "run.sample_every", "run.sample_prompt", "run.sample_tokens", "run.threads", "checkpoint.every",
                         "checkpoint.keep", "data.cache_dir"}
@@ -95,11 +100,31 @@ def new_config(arguments: argparse.Namespace, values: dict[str, object], tokeniz
                         f"got {config.model.vocab_size}")
     if not config.data.window:
         config = config.with_values({"data.window": config.data.seq_len})
+    config = on_device(config)
     if not config.data.micro_rows and config.data.seq_len > 0:
-        config = config.with_values({"data.micro_rows": max(1, min(config.rows, MICRO_TOKENS // config.data.seq_len))})
+        fitting = micro_tokens(config.run.device) // config.data.seq_len
+        config = config.with_values({"data.micro_rows": max(1, min(config.rows, fitting))})
     if not config.run.threads:
         config = config.with_values({"run.threads": kernels.threads()})
     return config.validated()
+
+
+def on_device(config: Config) -> Config:
+    """With `auto` for device and precision decided. UserError when the device is not there."""
+    device = config.run.device
+    if device == "auto":
+        device = "cuda" if kernels.gpu_memory() else "cpu"
+    elif device == "cuda" and not kernels.gpu_memory():
+        raise UserError("run.device is cuda: PyTorch finds no GPU here")
+    name = config.run.precision
+    return config.with_values({"run.device": device, "run.precision": precision(name, device).name})
+
+
+def micro_tokens(device: str) -> int:
+    """Tokens of a micro-batch: what keeps the device busy and fits the memory."""
+    if device == "cpu":
+        return MICRO_TOKENS
+    return MICRO_TOKENS * (16 if kernels.gpu_memory() > LARGE_GPU else 4)
 
 
 def resumed_config(run: Path, arguments: argparse.Namespace, values: dict[str, object]) -> Config:
@@ -109,7 +134,8 @@ def resumed_config(run: Path, arguments: argparse.Namespace, values: dict[str, o
     values = {name: value for name, value in values.items() if value != before[name]}
     if arguments.preset and arguments.preset != old.run.preset:
         raise UserError(f"--resume cannot change run.preset from {old.run.preset!r} to {arguments.preset!r}")
-    new = old.with_values(values).validated()
+    new = on_device(old.with_values(values)).validated()
+    before |= {name: new.flat()[name] for name in AUTOMATIC if before[name] == "auto"}
     after = new.flat()
     for name in before:
         if before[name] != after[name] and name not in CHANGEABLE_ON_RESUME:
@@ -152,8 +178,9 @@ def describe(config: Config, corpus: Corpus, model: Decoder, path: Path, first_s
         length += f", going on after step {first_step:,}"
     return "\n".join((
         f"data    {source}: {part.tokens:,} tokens in {part.documents:,} documents, {held_out}",
-        f"model   {config.run.preset}: {config.model.n_parameters():,} parameters, {config.model.dtype}, "
-        f"cpu, {kernels.threads()} threads",
+        f"model   {config.run.preset}: {config.model.n_parameters():,} parameters, "
+        + (f"{config.model.dtype}, " if config.run.precision == "float32" else f"{config.run.precision}, ")
+        + (f"cpu, {kernels.threads()} threads" if config.run.device == "cpu" else config.run.device),
         f"step    {data.batch_tokens:,} tokens: {config.rows} rows of {data.seq_len}, {data.micro_rows} at a time",
         f"length  {length}",
         f"folder  {path}",
@@ -208,9 +235,17 @@ def resume(arguments: argparse.Namespace) -> int:
 def train(config: Config, folder: RunFolder, model: Decoder, tokenizer: Tokenizer, corpus: Corpus,
           arguments: argparse.Namespace) -> int:
     """Set up the session in a folder that is held, and run it. Returns the exit code."""
+    policy = precision(config.run.precision, config.run.device)
+    with policy.active():
+        return run_session(config, folder, model.to(config.run.device), tokenizer, corpus, arguments, policy.working)
+
+
+def run_session(config: Config, folder: RunFolder, model: Decoder, tokenizer: Tokenizer, corpus: Corpus,
+                arguments: argparse.Namespace, working: torch.dtype | None) -> int:
+    """`train`, the model being where it is trained."""
     data, optim, run = config.data, config.optim, config.run
     random.set_seed(run.seed)
-    optimizer = AdamW(model, optim.betas, optim.eps, optim.weight_decay, optim.clip_norm)
+    optimizer = AdamW(model, optim.betas, optim.eps, optim.weight_decay, optim.clip_norm, working)
     stream = TokenStream(corpus.train, data.window, run.seed)
     batches = Prefetch(Batches(stream, data.seq_len, tokenizer, data.doc_mask))
     loop = Loop(model, optimizer, partial(batches.batch, rows=config.rows), next_token_loss, micro_rows=data.micro_rows)
@@ -220,7 +255,8 @@ def train(config: Config, folder: RunFolder, model: Decoder, tokenizer: Tokenize
         return evaluate(model, evaluation_batches(validation, tokenizer, data.seq_len, data.doc_mask, run.eval_tokens))
 
     def sample() -> str:
-        new = generate_text(model, tokenizer, run.sample_prompt, run.sample_tokens, seed=run.seed)
+        new = generate_text(model, tokenizer, run.sample_prompt, run.sample_tokens, seed=run.seed,
+                            use_cache=run.device == "cpu")
         return run.sample_prompt + "".join(new)
 
     identity = Identity(tokenizer.fingerprint(), corpus.train.fingerprint)

@@ -76,6 +76,8 @@ class Session:
                 raise UserError(f"cannot resume {self.folder.path}: the {noun} has changed: fingerprint "
                                 f"{own[:12]}, the checkpoint has {saved.state[what][:12]}")
         checkpoint.restore(self.model.state_dict(), saved.model, str(saved.path / checkpoint.MODEL_FILE))
+        for parameter in self.model.parameters():
+            parameter.refresh()
         self.optimizer.load_state(saved.optimizer, saved.state["updates"])
         self.position.__dict__.update({key: saved.state[key] for key in vars(Position())})
         return True

@@ -170,9 +170,11 @@ def _check_doc_start(doc_start: torch.Tensor) -> None:
 
 
 class LinearCrossEntropy(Op):
-    def forward(self, x, weight, *, targets, normalizer, ignore_index):
+    exact = True
+
+    def forward(self, x, weight, *, targets, normalizer, ignore_index, z_loss, softcap):
         loss, self.dx, self.dweight = kernels.linear_cross_entropy.forward(
-            x, weight, targets, normalizer, ignore_index, any(self.needs))
+            x, weight, targets, normalizer, ignore_index, any(self.needs), z_loss, softcap)
         return loss
 
     def backward(self, dloss):
@@ -181,27 +183,59 @@ class LinearCrossEntropy(Op):
         return self.dx, self.dweight
 
 
-def check_targets(name: str, targets: torch.Tensor, classes: int, ignore_index: int) -> int:
+def loss_settings(name: str, targets: torch.Tensor, classes: int, ignore_index: int, normalizer, z_loss: float,
+                  softcap: float | None) -> dict:
+    """What the kernels of cross-entropy need besides the logits.
+
+    Raises unless every target that is not `ignore_index` is in [0, classes), which is only known without waiting where
+    targets lie in the CPU's memory, and unless the other settings are numbers that make sense.
+    """
+    if isinstance(normalizer, Tensor):
+        normalizer = normalizer.data
+    if isinstance(normalizer, torch.Tensor):
+        if normalizer.numel() != 1 or not normalizer.dtype.is_floating_point or normalizer.device != targets.device:
+            raise UserError(f"{name}: normalizer must be a number or a floating-point tensor with one element on "
+                            f"{targets.device}, got {normalizer.dtype} of shape {tuple(normalizer.shape)} on "
+                            f"{normalizer.device}")
+    elif normalizer is not None and not 0 < normalizer < float("inf"):
+        raise UserError(f"{name}: normalizer must be a number above 0, got {normalizer}")
+    if not 0 <= z_loss < float("inf"):
+        raise UserError(f"{name}: z_loss must be a number from 0 on, got {z_loss}")
+    if softcap is not None and not 0 < softcap < float("inf"):
+        raise UserError(f"{name}: softcap must be a number above 0 or None, got {softcap}")
+    if targets.device.type == "cpu":
+        count = _check_targets(name, targets.numpy(), classes, ignore_index)
+        normalizer = max(count, 1) if normalizer is None else normalizer
+    elif normalizer is None:
+        normalizer = kernels.cross_entropy.count(targets, ignore_index)
+    return {"targets": targets, "normalizer": normalizer, "ignore_index": ignore_index, "z_loss": z_loss,
+            "softcap": softcap}
+
+
+def _check_targets(name: str, targets: np.ndarray, classes: int, ignore_index: int) -> int:
     """The number of targets that are not `ignore_index`; raises unless every one of those is in [0, classes)."""
-    array = targets.numpy()
-    valid = array[array != ignore_index]
+    valid = targets[targets != ignore_index]
     if valid.size and (valid.min() < 0 or valid.max() >= classes):
         raise UserError(f"{name}: targets must lie in [0, {classes}) or be {ignore_index}, "
                         f"got {valid.min()} to {valid.max()}")
     return valid.size
 
 
-def linear_cross_entropy(x: Tensor, weight: Tensor, targets: torch.Tensor, normalizer: float | None = None,
-                         ignore_index: int = -100) -> Tensor:
+def linear_cross_entropy(x: Tensor, weight: Tensor, targets: torch.Tensor,
+                         normalizer: float | torch.Tensor | None = None, ignore_index: int = -100, z_loss: float = 0.0,
+                         softcap: float | None = None) -> Tensor:
     """Sum of cross-entropy(x W^T, target) over the targets that count, divided by `normalizer`.
 
-    The logits of all rows never exist together: memory does not grow with rows times vocabulary.
+    The logits of all rows never exist together: memory does not grow with rows times vocabulary. Where targets lie on a
+    GPU, one that is no class makes the loss NaN instead of raising UserError.
 
     Args:
         x: (..., d).
         weight: (vocabulary, d).
         targets: int64 (...); rows whose target is `ignore_index` count nothing.
-        normalizer: divisor; the number of targets that count when left out.
+        normalizer: divisor, a number or a tensor with one element; the number of targets that count when left out.
+        z_loss: adds z_loss log(sum e^logit)^2 to each row's loss (PaLM: arXiv 2204.02311, section 5).
+        softcap: replaces logits by softcap tanh(logits / softcap) (Gemma 2: arXiv 2408.00118, section 2).
 
     Returns:
         A scalar, in nats.
@@ -209,6 +243,5 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: torch.Tensor, norma
     expect_input("linear_cross_entropy", x, weight)
     targets = as_ids(targets)
     expect("linear_cross_entropy", "targets", targets, x.shape[:-1], torch.int64)
-    count = check_targets("linear_cross_entropy", targets, weight.shape[0], ignore_index)
-    return LinearCrossEntropy.apply(x, weight, targets=targets, normalizer=normalizer or max(count, 1),
-                                    ignore_index=ignore_index)
+    settings = loss_settings("linear_cross_entropy", targets, len(weight), ignore_index, normalizer, z_loss, softcap)
+    return LinearCrossEntropy.apply(x, weight, **settings)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import torch
+
 import kernels
 
 from ..errors import UserError
 from ..autograd import Op, Tensor
 from .checks import as_ids, dimension, floating
-from .fused import check_targets
+from .fused import loss_settings
 
 
 class _AlongDim(Op):
@@ -67,22 +69,29 @@ def _row_dimension(name: str, x: Tensor, dim: int) -> int:
 
 
 class CrossEntropy(Op):
-    def forward(self, logits, *, targets, normalizer, ignore_index):
-        loss, top, total = kernels.cross_entropy.forward(logits, targets, normalizer, ignore_index)
-        self.saved = logits, targets, top, total, normalizer, ignore_index
+    exact = True
+
+    def forward(self, logits, *, targets, normalizer, ignore_index, z_loss, softcap):
+        settings = normalizer, ignore_index, z_loss, softcap
+        loss, top, total = kernels.cross_entropy.forward(logits, targets, *settings)
+        self.saved = logits, targets, top, total, *settings
         return loss
 
     def backward(self, dloss):
         return kernels.cross_entropy.backward(dloss, *self.saved)
 
 
-def cross_entropy(logits: Tensor, targets, ignore_index: int = -100, normalizer: float | None = None) -> Tensor:
+def cross_entropy(logits: Tensor, targets, ignore_index: int = -100, normalizer: float | torch.Tensor | None = None,
+                  z_loss: float = 0.0, softcap: float | None = None) -> Tensor:
     """Sum of -log softmax(logits)[target] over the targets that count, divided by `normalizer`.
 
     Args:
         logits: (..., classes): the classes come last, unlike in torch for more than two dimensions.
         targets: int64 (...); rows whose target is `ignore_index` count nothing.
-        normalizer: divisor; the number of targets that count when left out, so that the result is their mean.
+        normalizer: divisor, a number or a tensor with one element; the number of targets that count when left out, so
+            that the result is their mean.
+        z_loss: adds z_loss log(sum e^logit)^2 to each row's loss (PaLM: arXiv 2204.02311, section 5).
+        softcap: replaces logits by softcap tanh(logits / softcap) (Gemma 2: arXiv 2408.00118, section 2).
 
     Returns:
         A scalar, in nats; 0 when no target counts.
@@ -91,6 +100,5 @@ def cross_entropy(logits: Tensor, targets, ignore_index: int = -100, normalizer:
     if logits.ndim == 0 or tuple(targets.shape) != logits.shape[:-1] or logits.shape[-1] == 0:
         raise UserError("cross_entropy: logits must be (..., classes) and targets (...), "
                         f"got {logits.shape} and {tuple(targets.shape)}")
-    count = check_targets("cross_entropy", targets, logits.shape[-1], ignore_index)
-    return CrossEntropy.apply(logits, targets=targets, normalizer=normalizer or max(count, 1),
-                              ignore_index=ignore_index)
+    settings = loss_settings("cross_entropy", targets, logits.shape[-1], ignore_index, normalizer, z_loss, softcap)
+    return CrossEntropy.apply(logits, **settings)

@@ -12,6 +12,7 @@ from .gemm import block_rows, blocks, multiply, multiply_add
 from .lanes import WeightGradient, add_lanes, lane_buffers
 from .launch import launch, launch_ranges, scratch
 from .rms_norm import backward_rows_onto, normalise_rows, scale_rows
+from .rounding import rounded
 from .rows import as_rows, as_vector
 from .swiglu_linear import activate_rows
 from .swiglu_linear import backward_rows as activation_backward_rows
@@ -32,9 +33,10 @@ def forward(x: torch.Tensor, gain: torch.Tensor, gate_up: torch.Tensor, down: to
         normed = scratch("normed", array_x[rows].shape, x.dtype)
         active = scratch("active", (len(normed), inner), x.dtype)
         normalise_rows(array_x[rows], gains, eps, normed.numpy(), rows_rstd[rows])
-        multiply(normed, gate_up.t(), rows_h[rows])
+        multiply(rounded(normed), gate_up.t(), rows_h[rows])
+        rounded(rows_h[rows])
         activate_rows(array_h[rows], active.numpy())
-        multiply_add(rows_x[rows], active, down.t(), rows_y[rows])
+        multiply_add(rows_x[rows], rounded(active), down.t(), rows_y[rows])
 
     launch(program, blocks(len(array_x), n))
     return y, h, rstd
@@ -60,12 +62,12 @@ def backward(dy: torch.Tensor, x: torch.Tensor, gain: torch.Tensor, gate_up: tor
             normed, d_normed = (scratch(name, (count, width), x.dtype) for name in ("normed", "d_normed"))
             dh = scratch("dh", (count, 2 * inner), x.dtype)
             multiply(rows_dy[rows], down, d_active)
-            activation_backward_rows(d_active.numpy(), array_h[rows], active.numpy(), dh.numpy())
-            ddown.add(lane, rows_dy[rows], active)
+            activation_backward_rows(rounded(d_active).numpy(), array_h[rows], active.numpy(), dh.numpy())
+            ddown.add(lane, rows_dy[rows], rounded(active))
             scale_rows(part, gains, rows_rstd[rows], normed.numpy())
-            dgate_up.add(lane, dh, normed)
+            dgate_up.add(lane, rounded(dh), rounded(normed))
             multiply(dh, gate_up, d_normed)
-            backward_rows_onto(array_dy[rows], d_normed.numpy(), part, gains, rows_rstd[rows], array_dx[rows], gain_part)
+            backward_rows_onto(array_dy[rows], rounded(d_normed).numpy(), part, gains, rows_rstd[rows], array_dx[rows], gain_part)
 
     launch_ranges(program, grid)
     return dx, add_lanes(dgain), dgate_up.total(), ddown.total()

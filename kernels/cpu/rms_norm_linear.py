@@ -9,6 +9,7 @@ from .gemm import block_rows, blocks, multiply
 from .lanes import WeightGradient, add_lanes, lane_buffers
 from .launch import launch, launch_ranges, scratch
 from .rms_norm import backward_rows, backward_rows_onto, normalise_rows, scale_rows
+from .rounding import rounded
 from .rows import as_rows, as_vector
 
 
@@ -25,7 +26,7 @@ def forward(x: torch.Tensor, gain: torch.Tensor, weight: torch.Tensor,
         part = array_x[rows]
         normed = scratch("normed", part.shape, x.dtype)
         normalise_rows(part, gains, eps, normed.numpy(), rows_rstd[rows])
-        multiply(normed, weight.t(), rows_y[rows])
+        multiply(rounded(normed), weight.t(), rows_y[rows])
 
     launch(program, blocks(len(array_x), n))
     return y, rstd
@@ -50,10 +51,10 @@ def backward(dy: torch.Tensor, x: torch.Tensor, gain: torch.Tensor, weight: torc
             part = array_x[rows]
             normed = scratch("normed", part.shape, x.dtype)
             scale_rows(part, gains, rows_rstd[rows], normed.numpy())
-            dweight.add(lane, rows_dy[rows], normed)
+            dweight.add(lane, rows_dy[rows], rounded(normed))
             d_normed = scratch("d_normed", part.shape, x.dtype)
             multiply(rows_dy[rows], weight, d_normed)
-            gradient = d_normed.numpy(), part, gains, rows_rstd[rows], rows_dx[rows], gain_part
+            gradient = rounded(d_normed).numpy(), part, gains, rows_rstd[rows], rows_dx[rows], gain_part
             if rows_base is None:
                 backward_rows(*gradient)
             else:

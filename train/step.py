@@ -1,0 +1,160 @@
+"""One optimizer step on a batch: gradients of all micro-batches, then the update. On the CPU, and on a GPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+import kernels
+from engine import Module, Tensor, random
+from engine.captured import Captured
+from train.data import Batch
+from train.optim.adamw import AdamW
+
+LossFunction = Callable[[Module, Batch, "int | torch.Tensor"], Tensor]
+"""(model, micro-batch, normalizer) -> summed loss / normalizer. On a GPU the arrays of the micro-batch are tensors
+there, and the normalizer is one with one element."""
+
+
+def take_step(model: Module, optimizer: AdamW, loss: LossFunction, micro_rows: int):
+    """What takes the steps of a model where it lies: a `HostStep` or a `DeviceStep`."""
+    kind = HostStep if optimizer.arena.weights.device.type == "cpu" else DeviceStep
+    return kind(model, optimizer, loss, micro_rows)
+
+
+class HostStep:
+    """Steps on the CPU.
+
+    Args:
+        micro_rows: rows of a micro-batch.
+    """
+
+    def __init__(self, model: Module, optimizer: AdamW, loss: LossFunction, micro_rows: int):
+        self.model, self.optimizer, self.loss, self.micro_rows = model, optimizer, loss, micro_rows
+
+    def __call__(self, batch: Batch, lr: float) -> tuple[float, float]:
+        """Returns the loss in nats per predicted token, and the gradient's norm; with one that is not finite the
+        weights are as they were."""
+        loss = accumulate(self.model, self.optimizer, batch, self.micro_rows, self.loss)
+        norm = self.optimizer.measure()
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.optimizer.step(lr)
+        return loss, norm
+
+
+def accumulate(model: Module, optimizer: AdamW, batch: Batch, micro_rows: int, loss: LossFunction) -> float:
+    """Leave the gradient of the batch's mean loss in the arena and return that loss, in nats per predicted token."""
+    optimizer.arena.zero_grad()
+    total, normalizer = 0.0, max(1, batch.predicted)
+    for micro in batch.split(micro_rows):
+        random.set_position(micro.first_token)
+        part = loss(model, micro, normalizer)
+        total += float(part.item())
+        part.backward()
+    return total
+
+
+class DeviceStep:
+    """Steps on a GPU, each micro-batch shape and the update a captured graph: nothing is allocated, and nothing waits
+    for the GPU until the loss is read at the end.
+
+    A model with dropout runs without capture, as its masks come from numbers that the host counts.
+
+    Args:
+        capture: False runs the same work without graphs.
+    """
+
+    def __init__(self, model: Module, optimizer: AdamW, loss: LossFunction, micro_rows: int, capture: bool = True):
+        self.model, self.optimizer, self.loss, self.micro_rows = model, optimizer, loss, micro_rows
+        self.capture = capture and not getattr(model.config, "dropout", 0.0)
+        self.device = optimizer.arena.weights.device
+        self.total = kernels.zeros((1,), torch.float32, self.device)
+        self.places: dict[tuple, _Place] = {}
+        self.update: Callable[[], None] | None = None
+
+    def __call__(self, batch: Batch, lr: float) -> tuple[float, float]:
+        """As `HostStep`; whether the norm and the loss are finite is decided on the GPU."""
+        micros = batch.split(self.micro_rows)
+        for micro in micros:
+            self._place(micro)
+        update = self._update()
+        self.optimizer.arena.zero_grad()
+        self.total.zero_()
+        for micro in micros:
+            self._place(micro).run(micro, batch.predicted)
+        self.optimizer.set_learning_rate(lr)
+        update()
+        return float(self.total), self.optimizer.last_norm
+
+    def _place(self, micro: Batch) -> _Place:
+        """Buffers and work for micro-batches of this shape, made the first time; the gradients are lost then."""
+        key = micro.ids.shape, micro.doc_start is not None
+        if key not in self.places:
+            self.places[key] = _Place(micro, self)
+        return self.places[key]
+
+    def _update(self) -> Callable[[], None]:
+        if self.update is None:
+            update = self.update = Captured(self._measure_and_step) if self.capture else self._measure_and_step
+            if self.capture:
+                with self.optimizer.unchanged():
+                    update.prepare()
+        return self.update
+
+    def _measure_and_step(self) -> None:
+        self.optimizer.measure_on_device(self.total)
+        self.optimizer.apply()
+
+
+class _Place:
+    """Where micro-batches of one shape are put, and the forward and backward pass over them."""
+
+    def __init__(self, micro: Batch, step: DeviceStep):
+        arrays = {name: getattr(micro, name) for name in ("ids", "targets", "doc_start")}
+        buffers = {name: torch.from_numpy(array.copy()).to(step.device) for name, array in arrays.items()
+                   if array is not None}
+        self.batch = replace(micro, **buffers)
+        self.sources = {name: _Source(buffer) for name, buffer in buffers.items()}
+        self.normalizer = kernels.zeros((1,), torch.float32, step.device)
+        self.normalizer.fill_(1.0)
+        self.step = step
+        self.work = Captured(self._pass) if step.capture else self._pass
+        if step.capture:
+            self.work.prepare()
+
+    def _pass(self) -> None:
+        loss = self.step.loss(self.step.model, self.batch, self.normalizer)
+        kernels.elementwise.accumulate(self.step.total, loss.data.view(1))
+        loss.backward()
+
+    def run(self, micro: Batch, predicted: int) -> None:
+        for name, source in self.sources.items():
+            source.send(getattr(micro, name))
+        self.normalizer.fill_(float(max(1, predicted)))
+        random.set_position(micro.first_token)
+        self.work()
+
+
+class _Source:
+    """Two pinned buffers in turn: one is filled while the GPU may still be reading the other."""
+
+    def __init__(self, target: torch.Tensor):
+        self.target = target
+        self.on_gpu = target.device.type == "cuda"
+        self.buffers = [torch.empty(target.shape, dtype=target.dtype, pin_memory=self.on_gpu) for _ in range(2)]
+        self.read = [torch.cuda.Event() for _ in self.buffers] if self.on_gpu else []
+        self.turn = 0
+
+    def send(self, values: np.ndarray) -> None:
+        self.turn = 1 - self.turn
+        buffer = self.buffers[self.turn]
+        if self.on_gpu:
+            self.read[self.turn].synchronize()
+        buffer.copy_(torch.from_numpy(values))
+        self.target.copy_(buffer, non_blocking=True)
+        if self.on_gpu:
+            self.read[self.turn].record()
