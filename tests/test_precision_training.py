@@ -1,0 +1,63 @@
+"""Training in emulated bfloat16 follows training in float32."""
+
+import argparse
+import inspect
+import math
+
+import numpy as np
+import pytest
+
+from engine.precision import precision
+from models.config import ModelConfig
+from models.decoder import Decoder
+from train.data import Batch
+from train.loop import Loop, next_token_loss
+from train.optim.adamw import AdamW
+
+SMALL = ModelConfig(n_layers=2, d_model=64, n_heads=2, d_ff=128, max_seq_len=32, vocab_size=264)
+ROWS, LENGTH = 8, 32
+TEXT = np.frombuffer(inspect.getsource(argparse).encode(), np.uint8).astype(np.int64)
+
+
+def batch_at(cursor: int) -> Batch:
+    starts = np.random.default_rng(cursor).integers(0, len(TEXT) - LENGTH - 1, ROWS)
+    rows = np.stack([TEXT[start: start + LENGTH + 1] for start in starts])
+    counts = np.full(ROWS, LENGTH, np.int64)
+    return Batch(rows[:, :-1].copy(), rows[:, 1:].copy(), None, cursor, ROWS * LENGTH, ROWS * LENGTH, counts)
+
+
+def losses(name: str, steps: int) -> list[float]:
+    policy = precision(name, "cpu")
+    with policy.active():
+        model = Decoder(SMALL, seed=0)
+        optimizer = AdamW(model, clip_norm=1.0, working=policy.working)
+        loop = Loop(model, optimizer, batch_at, next_token_loss, ROWS)
+        return [loop.step(2e-3 * min(1.0, step / 50) * (1.1 - step / steps)).loss for step in range(steps)]
+
+
+@pytest.mark.parametrize("steps", [300, pytest.param(1000, marks=pytest.mark.slow)])
+def test_the_loss_stays_within_a_hundredth_of_float32(steps):
+    exact, emulated = (np.array(losses(name, steps)) for name in ("float32", "bf16-emulated"))
+    assert all(map(math.isfinite, emulated))
+    assert np.abs(emulated[:5] - exact[:5]).max() > 1e-6  # the rounding is there
+    exact, emulated = (curve.reshape(-1, 100).mean(axis=1) for curve in (exact, emulated))
+    assert exact[-1] < 0.7 * exact[0]
+    assert np.abs(emulated / exact - 1).max() < 0.01
+
+
+def test_weights_that_forget_their_digits_stop_learning():
+    """What float32 masters are for: with updates rounded to bfloat16 the loss stays well above."""
+    policy = precision("bf16-emulated", "cpu")
+    with policy.active():
+        model = Decoder(SMALL, seed=0)
+        optimizer = AdamW(model, clip_norm=1.0, working=policy.working)
+        loop = Loop(model, optimizer, batch_at, next_token_loss, ROWS)
+        late = []
+        for step in range(150):
+            late.append(loop.step(3e-4).loss)
+            optimizer.arena.weights.copy_(optimizer.arena.working)
+        forgetful = np.mean(late[-50:])
+        model = Decoder(SMALL, seed=0)
+        loop = Loop(model, AdamW(model, clip_norm=1.0, working=policy.working), batch_at, next_token_loss, ROWS)
+        late = [loop.step(3e-4).loss for _ in range(150)]
+    assert np.mean(late[-50:]) < 0.97 * forgetful
