@@ -10,7 +10,7 @@ PY = .venv/bin/python
 HAS_GPU := $(shell command -v nvidia-smi)
 TORCH := $(if $(HAS_GPU),torch>=2.11,torch==2.13.0)
 
-.PHONY: pretrain test test-slow chat bench clean
+.PHONY: pretrain test test-slow chat bench gpu clean
 
 pretrain: .venv/ready
 	$(PY) -m train.pretrain $(ARGS)
@@ -26,6 +26,9 @@ test-slow: .venv/ready-test
 
 bench: .venv/ready-test
 	$(PY) -m bench.step $(ARGS)
+
+gpu: .venv/ready-gpu
+	$(PY) -m bench.gpu $(ARGS)
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(None if (3, 10) <= sys.version_info < (3, 14) else "Loam needs Python 3.10 to 3.13, this is " + sys.version.split()[0])'
@@ -44,6 +47,11 @@ bench: .venv/ready-test
 
 .venv/ready-test: .venv/ready
 	$(PY) -m pip install --quiet -e '.[test]' $$(cat .venv/pip-options)
+	touch $@
+
+# Liger-Kernel is a rival of the benchmarks, which do without it where it cannot be had.
+.venv/ready-gpu: .venv/ready-test
+	$(if $(HAS_GPU),$(PY) -m pip install --quiet liger-kernel || echo "Liger-Kernel is left out")
 	touch $@
 
 clean:
