@@ -59,4 +59,5 @@ def probabilities(logits: np.ndarray, context: Sequence[int], sampling: Sampling
 
 def draw(weights: np.ndarray, rng: np.random.Generator) -> int:
     """One id by inverting the cumulative distribution at one uniform number."""
-    return int(kernels.sampling.draw(torch.from_numpy(weights)[None], torch.tensor([rng.random()], dtype=torch.float64)))
+    number = torch.tensor([rng.random()], dtype=torch.float64)
+    return int(kernels.sampling.draw(torch.from_numpy(weights)[None], number))

@@ -36,9 +36,10 @@ def warm(dtype: torch.dtype = torch.float32) -> None:
     kernels.rms_norm.backward(y, x, gain, rstd)
     kernels.linear_cross_entropy.forward(x, square, ids, 1.0)
     flat = torch.ones(width, dtype=dtype)
-    kernels.adamw(flat, flat.clone(), flat.clone(), flat.clone(), lr=0.1, beta1=0.9, beta2=0.9, eps=1e-8,
-                  weight_decay=0.1, step=1)
-    kernels.sum_of_squares(flat)
+    segments = torch.tensor([[0, width]]), torch.ones(1, 2, dtype=dtype)
+    kernels.optimizer.adamw(flat, flat.clone(), flat.clone(), flat.clone(), segments,
+                            torch.ones(8, dtype=torch.float64), beta1=0.9, beta2=0.9, eps=1e-8)
+    kernels.optimizer.norm(flat)
     kernels.elementwise.accumulate(flat, flat.clone())
 
 

@@ -1,0 +1,112 @@
+"""Attention of one new token per sequence over a cache, on both devices, against torch."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import kernels
+from harness import GPU, gpu_programs
+from kernels import memory
+
+
+def inputs(seed: int, lengths: list[int], capacity: int, heads: int, key_heads: int, dim: int, dtype: torch.dtype):
+    """q, k_cache, v_cache, lengths; what lies past a sequence's length is NaN."""
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape):
+        return torch.from_numpy(rng.standard_normal(shape)).to(dtype)
+
+    q, *caches = normal(len(lengths), heads, dim), *(normal(len(lengths), capacity, key_heads, dim) for _ in range(2))
+    for cache in caches:
+        for sequence, length in enumerate(lengths):
+            cache[sequence, length:] = float("nan")
+    return q, *caches, torch.tensor(lengths, dtype=torch.int32)
+
+
+def reference(q, k_cache, v_cache, lengths, window=None, alibi=None, softcap=None, dtype=torch.float64):
+    """Token by token in `dtype`."""
+    q, k_cache, v_cache = (x.to(dtype) for x in (q, k_cache, v_cache))
+    result, group = torch.zeros_like(q), q.shape[1] // k_cache.shape[2]
+    for sequence, length in enumerate(lengths.tolist()):
+        for head in range(q.shape[1]) if length else ():
+            first = 0 if window is None else max(0, length - window)
+            keys, values = (cache[sequence, first:length, head // group] for cache in (k_cache, v_cache))
+            scores = keys @ q[sequence, head] / math.sqrt(q.shape[2])
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
+            if alibi is not None:
+                scores = scores - alibi[head].to(dtype) * torch.arange(len(scores) - 1, -1, -1)
+            result[sequence, head] = torch.softmax(scores, 0) @ values
+    return result
+
+
+def ours(q, k_cache, v_cache, lengths, window=None, alibi=None, softcap=None):
+    """By the GPU's programs."""
+    pytest.importorskip("triton")
+    tensors = [None if x is None else x.to(GPU) for x in (q, k_cache, v_cache, lengths, alibi)]
+    with gpu_programs(), memory.poisoned():
+        return kernels.decode_attention.forward(*tensors[:4], window, tensors[4], softcap).cpu()
+
+
+DRAWN = {"seed": st.integers(0, 999), "lengths": st.lists(st.integers(0, 70), min_size=1, max_size=2),
+         "heads": st.sampled_from([(1, 1), (4, 2), (6, 1), (3, 3)]), "dim": st.sampled_from([8, 20, 32]),
+         "window": st.sampled_from([None, 1, 13, 64, 500]), "biased": st.booleans(),
+         "softcap": st.sampled_from([None, 2.0])}
+
+
+def slopes(heads: int) -> torch.Tensor:
+    return 2.0 ** -torch.arange(1, heads + 1, dtype=torch.float32)
+
+
+@settings(max_examples=20)
+@given(dtype=st.sampled_from([torch.float64, torch.float32]), **DRAWN)
+def test_cpu(seed, lengths, heads, dim, window, biased, softcap, dtype):
+    tensors = inputs(seed, lengths, 70, *heads, dim, dtype)
+    extra = window, slopes(heads[0]) if biased else None, softcap
+    with memory.poisoned():
+        out = kernels.decode_attention.forward(*tensors, *extra)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(out.double(), reference(*tensors, *extra), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("draws", [5, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_gpu(dtype, draws):
+    @settings(max_examples=draws)
+    @given(**DRAWN)
+    def check(seed, lengths, heads, dim, window, biased, softcap):
+        tensors = inputs(seed, lengths, 70, *heads, dim, dtype)
+        extra = window, slopes(heads[0]) if biased else None, softcap
+        out, exact = ours(*tensors, *extra), reference(*tensors, *extra)
+        assert out.dtype == dtype and out.shape == exact.shape
+        error = (out.double() - exact).abs().max().item()
+        theirs = (reference(*tensors, *extra, dtype=dtype).double() - exact).abs().max().item()
+        assert error <= 2 * theirs + 4 * torch.finfo(dtype).eps
+
+    check()
+
+
+def test_large_scores_and_a_full_cache():
+    q, k_cache, v_cache, lengths = inputs(3, [64, 33], 64, 4, 2, 16, torch.float32)
+    q *= 300
+    for extra in ({}, {"window": 20}):
+        exact = reference(q, k_cache, v_cache, lengths, **extra)
+        for out in (ours(q, k_cache, v_cache, lengths, **extra),
+                    kernels.decode_attention.forward(q, k_cache, v_cache, lengths, **extra)):
+            torch.testing.assert_close(out.double(), exact, rtol=1e-4, atol=1e-4)
+
+
+def test_more_splits_than_are_put_together_at_once():
+    tensors = inputs(5, [390], 400, 2, 1, 8, torch.float32)
+    torch.testing.assert_close(ours(*tensors).double(), reference(*tensors), rtol=1e-5, atol=1e-6)
+
+
+def test_the_same_bits_every_time():
+    tensors = inputs(4, [70, 5], 70, 6, 2, 20, torch.float32)
+    assert torch.equal(ours(*tensors), ours(*tensors))
