@@ -111,27 +111,33 @@ def feed_forward(x: Tensor, gain: Tensor, gate_up: Tensor, down: Tensor, eps: fl
 
 
 class Attention(Op):
-    def forward(self, qkv, q_gain=None, k_gain=None, *, n_heads, n_kv_heads, cos, sin, eps, doc_start):
-        self.arguments = n_heads, n_kv_heads, cos, sin, q_gain, k_gain, eps, doc_start
-        out, lse = kernels.attention.forward(qkv, *self.arguments)
+    def forward(self, qkv, q_gain=None, k_gain=None, *, n_heads, n_kv_heads, cos, sin, eps, doc_start, **options):
+        self.arguments, self.options = (n_heads, n_kv_heads, cos, sin, q_gain, k_gain, eps, doc_start), options
+        out, lse = kernels.attention.forward(qkv, *self.arguments, **options)
         self.saved = out, lse, qkv
         return out
 
     def backward(self, dout):
-        return kernels.attention.backward(dout, *self.saved, *self.arguments)[: len(self.needs)]
+        return kernels.attention.backward(dout, *self.saved, *self.arguments, **self.options)[: len(self.needs)]
 
 
 def attention(qkv: Tensor, n_heads: int, n_kv_heads: int, rope: tuple[torch.Tensor, torch.Tensor] | None = None,
               q_gain: Tensor | None = None, k_gain: Tensor | None = None, eps: float = 1e-6,
-              doc_start: torch.Tensor | None = None) -> Tensor:
-    """Causal grouped-query attention on a packed projection; scores are scaled by 1 / sqrt(D).
+              doc_start: torch.Tensor | None = None, causal: bool = True, window: int | None = None,
+              alibi: torch.Tensor | None = None, softcap: float | None = None) -> Tensor:
+    """Grouped-query attention on a packed projection; scores are scaled by 1 / sqrt(D).
 
     Args:
         qkv: (B, T, (H + 2 K) D): the queries of H heads, then the keys of K heads, then the values of K heads.
-        rope: cos and sin, each (at least T, D / 2), to rotate features i and i + D / 2 (arXiv 2104.09864).
+        rope: cos and sin, each (at least T, R / 2), R at most D, to rotate features i and i + R / 2 of the first R
+            (arXiv 2104.09864); in the dtype of qkv, or in float32 beside half precision.
         q_gain, k_gain: (D,) gains of a per-head RMS norm of queries and keys before the rotation; both or neither.
         doc_start: int32 (B, T), position in the row of the first token of each token's document; keys before it
-            are invisible.
+            are invisible, and without `causal` those of later documents too.
+        causal: whether keys after the query are invisible.
+        window: a query sees only the last so many keys, its own among them; without `causal` as many ahead.
+        alibi: float32 (H,) slopes: slope |i - j| is taken from the score of query i and key j (arXiv 2108.12409).
+        softcap: c turns a score s into c tanh(s / c), before ALiBi (arXiv 2408.00118).
 
     Returns:
         (B, T, H D).
@@ -150,19 +156,28 @@ def attention(qkv: Tensor, n_heads: int, n_kv_heads: int, rope: tuple[torch.Tens
         expect("attention", "k_gain", k_gain, (dim,), qkv.dtype)
     cos, sin = rope if rope is not None else (None, None)
     if rope is not None:
-        positions = max(len(cos), tokens)
-        expect("attention", "cos", cos, (positions, dim // 2), qkv.dtype)
-        expect("attention", "sin", sin, (positions, dim // 2), qkv.dtype)
+        positions, pairs = max(len(cos), tokens), min(max(cos.shape[-1], 1), dim // 2)
+        kind = torch.float32 if qkv.dtype.itemsize < cos.dtype.itemsize == 4 else qkv.dtype
+        expect("attention", "cos", cos, (positions, pairs), kind)
+        expect("attention", "sin", sin, (positions, pairs), kind)
     if doc_start is not None:
         expect("attention", "doc_start", doc_start, (batch, tokens), torch.int32)
         _check_doc_start(doc_start)
+    if window is not None and window < 1:
+        raise UserError(f"attention: window must be at least 1, the query's own key, got {window}")
+    if alibi is not None:
+        expect("attention", "alibi", alibi, (n_heads,), torch.float32)
+    if softcap is not None and not 0 < softcap < float("inf"):
+        raise UserError(f"attention: softcap must be positive and finite, got {softcap}")
     inputs = (qkv,) if q_gain is None else (qkv, q_gain, k_gain)
     return Attention.apply(*inputs, n_heads=n_heads, n_kv_heads=n_kv_heads, cos=cos, sin=sin, eps=eps,
-                           doc_start=doc_start)
+                           doc_start=doc_start, causal=causal, window=window, alibi=alibi, softcap=softcap)
 
 
 def _check_doc_start(doc_start: torch.Tensor) -> None:
-    """Raise unless each row is 0 <= doc_start[i] <= i and never decreases."""
+    """Raise unless each row is 0 <= doc_start[i] <= i and never decreases; on a GPU that would mean waiting."""
+    if doc_start.device.type != "cpu":
+        return
     array = doc_start.numpy()
     position = np.arange(array.shape[1])
     if (array < 0).any() or (array > position).any() or (array[:, 1:] < array[:, :-1]).any():
@@ -180,7 +195,7 @@ class LinearCrossEntropy(Op):
     def backward(self, dloss):
         kernels.elementwise.scale(self.dx, dloss)
         kernels.elementwise.scale(self.dweight, dloss)
-        return self.dx, self.dweight
+        return kernels.rounded(self.dx), self.dweight
 
 
 def loss_settings(name: str, targets: torch.Tensor, classes: int, ignore_index: int, normalizer, z_loss: float,

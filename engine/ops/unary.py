@@ -65,6 +65,10 @@ class ReLU(_Unary):
     name, gradient = "relu", "relu_backward"
 
 
+class ReLUSquared(_Unary):
+    name, gradient, saves = "relu_squared", "relu_squared_backward", "input"
+
+
 class SiLU(_Unary):
     name, gradient, saves = "silu", "silu_backward", "input"
 
@@ -115,6 +119,11 @@ def sigmoid(x: Tensor) -> Tensor:
 def relu(x: Tensor) -> Tensor:
     """max(x, 0); the gradient at 0 is 0."""
     return ReLU.apply(x)
+
+
+def relu_squared(x: Tensor) -> Tensor:
+    """max(x, 0)^2 (squared ReLU, Primer: arXiv 2109.08668)."""
+    return ReLUSquared.apply(floating(x))
 
 
 def silu(x: Tensor) -> Tensor:

@@ -72,6 +72,21 @@ def _relu_backward(dy, y, dx):
 
 
 @compiled
+def _relu_squared(x, y):
+    zero = x.dtype.type(0)
+    for i in range(x.shape[0]):
+        positive = zero if x[i] < zero else x[i]
+        y[i] = positive * positive
+
+
+@compiled
+def _relu_squared_backward(dy, x, dx):
+    zero, two = x.dtype.type(0), x.dtype.type(2)
+    for i in range(x.shape[0]):
+        dx[i] = dy[i] * two * (zero if x[i] < zero else x[i])
+
+
+@compiled
 def _silu(x, y):
     one = x.dtype.type(1)
     for i in range(x.shape[0]):
@@ -122,7 +137,8 @@ def _gelu_tanh_backward(dy, x, dx):
 
 LOOPS = {
     "sigmoid": _sigmoid, "sigmoid_backward": _sigmoid_backward, "tanh_backward": _tanh_backward,
-    "relu_backward": _relu_backward, "silu": _silu, "silu_backward": _silu_backward, "gelu": _gelu,
+    "relu_backward": _relu_backward, "relu_squared": _relu_squared, "relu_squared_backward": _relu_squared_backward,
+    "silu": _silu, "silu_backward": _silu_backward, "gelu": _gelu,
     "gelu_backward": _gelu_backward, "gelu_tanh": _gelu_tanh, "gelu_tanh_backward": _gelu_tanh_backward,
 }
 """name -> loop(*inputs, result) over vectors of one length."""

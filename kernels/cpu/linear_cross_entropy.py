@@ -10,50 +10,27 @@ import numpy as np
 import torch
 
 from .. import memory
-from .compiled import compiled, exp, maximum
+from .cross_entropy import loss_rows, regularised_loss_rows
 from .gemm import block_rows, blocks, multiply
 from .launch import launch, threads
+from .rounding import rounded
 
 CHUNK_ELEMENTS = 1 << 22  # logits held at a time
 
 
-@compiled
-def loss_rows(logits, targets, ignore_index, scale, losses, with_gradient):
-    """Each row's cross-entropy in nats; turns its logits into their gradient times `scale`."""
-    for i in range(logits.shape[0]):
-        row, target = logits[i], targets[i]
-        if target == ignore_index:
-            losses[i] = 0
-            if with_gradient:
-                for j in range(row.shape[0]):
-                    row[j] = 0
-            continue
-        top = row[0]
-        for j in range(row.shape[0]):
-            top = maximum(top, row[j])
-        picked = row[target]
-        total = logits.dtype.type(0)
-        for j in range(row.shape[0]):
-            e = exp(row[j] - top)
-            row[j] = e
-            total += e
-        losses[i] = np.float64(top) - np.float64(picked) + np.log(np.float64(total))
-        if with_gradient:
-            factor = scale / total
-            for j in range(row.shape[0]):
-                row[j] *= factor
-            row[target] -= scale
-
-
-def forward(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, normalizer: float, ignore_index: int = -100,
-            with_gradient: bool = True) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+def forward(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, normalizer: float | torch.Tensor,
+            ignore_index: int = -100, with_gradient: bool = True, z_loss: float = 0.0, softcap: float | None = None,
+            into: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    normalizer = float(normalizer)
     vocabulary, width = weight.shape
     rows_x, rows_t = x.reshape(-1, width), targets.contiguous().view(-1).numpy()
     count = len(rows_x)
     losses = np.empty(count, rows_x.numpy().dtype)
     scale = losses.dtype.type(1 / normalizer)
     dx = memory.empty(x.shape, x.dtype) if with_gradient else None
-    dweight = memory.empty(weight.shape, weight.dtype) if with_gradient else None
+    dweight = into
+    if with_gradient and into is None:
+        dweight = (memory.empty if count else memory.zeros)(weight.shape, weight.dtype)
     rows_dx = dx.view(-1, width) if with_gradient else None
     n = min(block_rows(vocabulary), max(1, CHUNK_ELEMENTS // vocabulary))
     chunk_rows = max(n, CHUNK_ELEMENTS // vocabulary // n * n)
@@ -68,16 +45,21 @@ def forward(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, normal
             part = slice(block * n, min(block * n + n, size))
             rows = slice(first + part.start, first + part.stop)
             multiply(rows_x[rows], weight.t(), logits[part])
-            loss_rows(logits[part].numpy(), rows_t[rows], ignore_index, scale, losses[rows], with_gradient)
+            rounded(logits[part])
+            if z_loss or softcap:
+                regularised_loss_rows(logits[part].numpy(), rows_t[rows], ignore_index, scale, z_loss, softcap,
+                                      losses[rows], with_gradient)
+            else:
+                loss_rows(logits[part].numpy(), rows_t[rows], ignore_index, scale, losses[rows], with_gradient)
             if with_gradient:
-                multiply(logits[part], weight, rows_dx[rows])
+                multiply(rounded(logits[part]), weight, rows_dx[rows])
 
         def weight_program(block: int):
             part = slice(block * columns, block * columns + columns)
-            multiply(logits[:size, part].t(), rows_x[rows_chunk], dweight[part], accumulate=first > 0)
+            multiply(logits[:size, part].t(), rows_x[rows_chunk], dweight[part], first > 0 or into is not None)
 
         launch(logits_program, blocks(size, n))
         if with_gradient:
             launch(weight_program, blocks(vocabulary, columns))
     total = losses.sum(dtype=np.float64) / normalizer
-    return torch.tensor(total, dtype=x.dtype), dx, dweight
+    return torch.tensor(total, dtype=x.dtype), dx, None if dweight is into else dweight

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import memory
+from .gemm import add_product
 from .rows import as_rows
 
 
@@ -31,10 +32,10 @@ def input_gradient(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> t
 
 def weight_gradient(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor,
                     into: torch.Tensor | None = None) -> torch.Tensor | None:
-    """dW = dy^T x; None after adding it to `into`, if given."""
+    """dW = dy^T x; None after adding it to `into`, if given, which may be float32 where the weight is not."""
     rows_dy, rows_x = as_rows(dy), as_rows(x)
     if into is not None:
-        torch.addmm(into, rows_dy.t(), rows_x, out=into)
+        add_product(into, rows_dy.t(), rows_x)
         return None
     dweight = memory.empty(weight.shape, weight.dtype, weight.device)
     torch.mm(rows_dy.t(), rows_x, out=dweight)
