@@ -44,8 +44,8 @@ def as_ids(values) -> torch.Tensor:
 
 
 def check_range(name: str, ids: torch.Tensor, stop: int) -> None:
-    """Raise unless every id is in [0, stop)."""
-    if ids.numel():
+    """Raise unless every id is in [0, stop), which is only known without waiting where ids lie in the CPU's memory."""
+    if ids.numel() and ids.device.type == "cpu":
         array = ids.numpy()
         low, high = array.min(), array.max()
         if low < 0 or high >= stop:
@@ -61,7 +61,7 @@ def operands(*values) -> tuple[Tensor, ...]:
             dtype = torch.result_type(first.data, value)
             value = Tensor(torch.full((), value, dtype=dtype, device=first.device))
         elif not isinstance(value, Tensor):
-            value = tensor(value)
+            value = Tensor(tensor(value).data.to(first.device))
         tensors.append(value)
     dtypes = {t.data.dtype for t in tensors}
     if len(dtypes) == 1:

@@ -35,6 +35,7 @@ def index(x: Tensor, key) -> Tensor:
 
     Where an element is picked several times its gradients add up. Integer arrays broadcast against each other and
     boolean arrays match the dimensions they stand for, by NumPy's rules; whole numbers come before arrays, as in torch.
+    On a GPU a position out of range picks NaN, or the largest whole number, instead of raising IndexError.
     """
     parts = tuple(_part(part) for part in (key if isinstance(key, tuple) else (key,)))
     if not any(isinstance(part, torch.Tensor) for part in parts):
@@ -45,9 +46,14 @@ def index(x: Tensor, key) -> Tensor:
     if any(isinstance(part, (int, np.integer)) for part in parts):
         x, parts = _whole_numbers_first(x, parts)
     try:
-        return Take.apply(x, index=parts)
+        return Take.apply(x, index=tuple(_beside(x, part) for part in parts))
     except IndexError as error:
         raise IndexError(f"{error} (indexing shape {x.shape})") from None
+
+
+def _beside(x: Tensor, part):
+    """Arrays on the device of x."""
+    return part.to(x.device) if isinstance(part, torch.Tensor) else part
 
 
 def _consumed(part) -> int:
@@ -85,7 +91,7 @@ def _part(part):
     if buffer.dtype == torch.bool:
         return buffer
     buffer = as_ids(buffer)
-    return buffer if buffer.ndim else buffer.item()
+    return buffer if buffer.ndim or buffer.device.type != "cpu" else buffer.item()
 
 
 class Gather(Op):
@@ -100,6 +106,8 @@ class Gather(Op):
 def gather(x: Tensor, dim: int, index) -> Tensor:
     """Elements picked along one dimension: y[i][j][k] = x[i][index[i][j][k]][k] for dim 1.
 
+    An index that lies on a GPU is not checked: out of range it picks NaN, or the largest whole number.
+
     Args:
         index: int64, as many dimensions as x, and none larger than that of x except `dim`.
     """
@@ -108,7 +116,7 @@ def gather(x: Tensor, dim: int, index) -> Tensor:
         raise UserError(f"gather: the index needs {x.ndim} dimensions, none but {dim} larger than that of x, "
                         f"got {tuple(index.shape)} for x {x.shape}")
     check_range("gather", index, x.shape[dim])
-    return Gather.apply(x, index=index, dim=dim)
+    return Gather.apply(x, index=_beside(x, index), dim=dim)
 
 
 class Embedding(Op):
@@ -117,14 +125,14 @@ class Embedding(Op):
         return kernels.embedding.forward(ids, weight)
 
     def backward(self, dy):
-        return kernels.embedding.backward(dy, self.ids, self.rows)
+        return kernels.embedding.backward(dy, self.ids, self.rows, self.gradient_of(0))
 
 
 def embedding(ids, weight: Tensor) -> Tensor:
     """Rows of a table.
 
     Args:
-        ids: whole numbers (...), each in [0, rows).
+        ids: whole numbers (...), each in [0, rows); where they lie on a GPU, another one gives a row of NaN.
         weight: (rows, d).
 
     Returns:
@@ -134,4 +142,4 @@ def embedding(ids, weight: Tensor) -> Tensor:
     if weight.ndim != 2:
         raise UserError(f"embedding: the weight must be (rows, features), got shape {weight.shape}")
     check_range("embedding", ids, weight.shape[0])
-    return Embedding.apply(weight, ids=ids)
+    return Embedding.apply(weight, ids=_beside(weight, ids))

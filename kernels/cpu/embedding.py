@@ -36,11 +36,11 @@ def forward(ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def backward(dout: torch.Tensor, ids: torch.Tensor, rows: int) -> torch.Tensor:
+def backward(dout: torch.Tensor, ids: torch.Tensor, rows: int, into: torch.Tensor | None = None) -> torch.Tensor | None:
     width = dout.shape[-1]
-    dweight = memory.zeros((rows, width), dout.dtype)
+    dweight = memory.zeros((rows, width), dout.dtype) if into is None else into
     flat, grads, table = as_vector(ids), as_rows(dout), dweight.numpy()
     columns = blocks(width, threads())
     launch(lambda block: _scatter(flat, grads, table, block * columns, min(block * columns + columns, width)),
            blocks(width, columns))
-    return dweight
+    return dweight if into is None else None
