@@ -201,3 +201,10 @@ def test_errors_name_the_rule_and_what_came(call, message):
 def test_positions_out_of_range_are_index_errors(call):
     with pytest.raises(IndexError, match="out of bounds|out of range"):
         call()
+
+
+def test_logsumexp_of_rows_of_infinities():
+    inf = float("inf")
+    x = torch.tensor([[-inf] * 40, [inf] + [0.0] * 39, [-inf] * 39 + [2.0]], dtype=torch.float32)
+    for dtype in (torch.float32, torch.float64):
+        assert ops.logsumexp(tensor(x.to(dtype)), -1).data.tolist() == [-inf, inf, 2.0]

@@ -68,7 +68,7 @@ def maximum(_typing, a, b):
         kind = arguments[0].type
         signature = ir.FunctionType(kind, [kind, kind])
         function = builder.module.declare_intrinsic("llvm.maxnum", [kind], signature)
-        return builder.call(function, arguments, fastmath=("fast",))
+        return builder.call(function, arguments, fastmath=("nnan", "nsz"))  # infinities must stay what they are
 
     return a(a, a), generate
 
