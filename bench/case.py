@@ -80,9 +80,20 @@ def between(rng, shape, sizes):
     return apart(rng, shape, sizes) + np.float32(0.1)
 
 
+def shifts(rng, shape, sizes):
+    """Distinct values that added to those of `apart`, or to 0 or 1, leave no two equal."""
+    return np.float32(0.37) * between(rng, shape, sizes)
+
+
 def below(name: str):
     """Whole numbers below a dimension's size."""
     return lambda rng, shape, sizes: rng.integers(0, sizes[name], shape)
+
+
+def some_experts(rng, shape, sizes):
+    """Experts of each token, from a few or all: some have no token, one may have all; a token may have one twice."""
+    few = rng.permutation(sizes["e"])[: rng.integers(1, sizes["e"] + 1)]
+    return few[rng.integers(0, len(few), shape)]
 
 
 def signed_below(name: str):

@@ -14,13 +14,15 @@ from engine import Tensor, ops
 
 from . import references
 from .case import (
-    Case, Input, apart, below, between, coin, cosine, document_starts, normal, positive, signed_below, sine, targets,
+    Case, Input, apart, below, between, coin, cosine, document_starts, normal, positive, shifts, signed_below,
+    sine, some_experts, targets,
 )
 
 CUBE = {"a": (1, 4, 16), "b": (1, 5, 512), "c": (1, 19, 192)}
 ROWS = {"b": (1, 3, 8), "t": (1, 9, 512), "d": (1, 70, 192)}
 X = Input("a b c", normal)
 DIM = {"dim": (-1, 0, 1)}
+REGULARISED = {"z_loss": (1e-2, 0.0), "softcap": (3.0, None)}
 DIMS = {"dim": (-1, None, 0, 1, (0, 2), (1, 2), (-3, -1)), "keepdim": (False, True)}
 
 
@@ -54,6 +56,7 @@ ELEMENTWISE = [
     _elementwise("tanh", ops.tanh, torch.tanh, normal),
     _elementwise("sigmoid", ops.sigmoid, torch.sigmoid, normal),
     _elementwise("relu", ops.relu, torch.relu, apart),
+    _elementwise("relu_squared", ops.relu_squared, lambda x: torch.relu(x).square(), normal),
     _elementwise("gelu", ops.gelu, F.gelu, normal, options={"approximate": ("none",)}),
     _elementwise("gelu_tanh", ops.gelu, F.gelu, normal, options={"approximate": ("tanh",)}),
     _elementwise("silu", ops.silu, F.silu, normal),
@@ -78,9 +81,12 @@ REDUCTIONS = [
     Case("softmax", ops.softmax, torch.softmax, (X,), CUBE, DIM),
     Case("log_softmax", ops.log_softmax, torch.log_softmax, (X,), CUBE, DIM),
     Case("logsumexp", ops.logsumexp, torch.logsumexp, (X,), CUBE, {**DIM, "keepdim": (False, True)}),
-    Case("cross_entropy", ops.cross_entropy, lambda x, t, normalizer: references.cross_entropy(x, t, normalizer),
+    Case("cross_entropy", ops.cross_entropy, references.cross_entropy,
          (Input("b t v", normal), Input("b t", targets, gradient=False)),
          {"b": (1, 3, 8), "t": (1, 7, 512), "v": (1, 40, 4096)}, {"normalizer": (None, 17.0)}),
+    Case("cross_entropy_regularised", ops.cross_entropy, references.cross_entropy,
+         (Input("b t v", normal), Input("b t", targets, gradient=False)),
+         {"b": (1, 3, 8), "t": (1, 7, 512), "v": (1, 40, 4096)}, REGULARISED),
 ]
 
 LAYOUT = [
@@ -148,19 +154,32 @@ ANGLES = (Input("t e", cosine, gradient=False), Input("t e", sine, gradient=Fals
 DOCUMENTS = Input("b t", document_starts, gradient=False)
 
 
-def _attention(name: str, extra: tuple[Input, ...], *arguments: str) -> Case:
-    """engine.ops.attention with some of its optional inputs, by name."""
+def _attention(name: str, extra: tuple[Input, ...], *arguments: str, **options: tuple) -> Case:
+    """engine.ops.attention with some of its optional inputs, by name, and values of its options."""
 
-    def ours(qkv, *values, heads):
+    def slopes(alibi: bool, heads: tuple[int, int]) -> dict:
+        return {"alibi": torch.tensor([0.5**head for head in range(1, heads[0] + 1)])} if alibi else {}
+
+    def ours(qkv, *values, heads, alibi=False, **options):
         given = dict(zip(arguments, values))
         if "cos" in given:
             given["rope"] = given.pop("cos"), given.pop("sin")
-        return ops.attention(qkv, *heads, **given)
+        return ops.attention(qkv, *heads, **given, **slopes(alibi, heads), **options)
 
-    def theirs(qkv, *values, heads):
-        return references.packed_attention(qkv, **dict(zip(arguments, values)), heads=heads[0], key_heads=heads[1])
+    def theirs(qkv, *values, heads, alibi=False, **options):
+        given = dict(zip(arguments, values))
+        return references.packed_attention(qkv, **given, heads=heads[0], key_heads=heads[1], **slopes(alibi, heads),
+                                           **options)
 
-    return Case(name, ours, theirs, (Input("b t 16*e", normal), *extra), TOKENS, {"heads": ((4, 2), (6, 1))})
+    return Case(name, ours, theirs, (Input("b t 16*e", normal), *extra), TOKENS,
+                {"heads": ((4, 2), (6, 1)), **options})
+
+
+def _linear_cross_entropy(name: str, options: dict) -> Case:
+    return Case(name, ops.linear_cross_entropy,
+                lambda x, w, t, **given: references.cross_entropy(F.linear(x, w), t, **given),
+                (Input("b t d", normal), Input("v d", normal), Input("b t", targets, gradient=False)),
+                {**ROWS, "v": (1, 40, 4096)}, options)
 
 
 LAYERS = [
@@ -181,12 +200,11 @@ LAYERS = [
          lambda x, g, up, down: x + F.linear(references.swiglu(F.linear(F.rms_norm(x, g.shape, g, 1e-6), up)), down),
          (Input("b t d", normal), Input("d", positive), Input("2*f d", normal), Input("d f", normal)),
          {**NORMED, "f": (1, 40, 512)}),
-    Case("linear_cross_entropy",
-         lambda x, w, t, normalizer: ops.linear_cross_entropy(x, w, t, normalizer),
-         lambda x, w, t, normalizer: references.cross_entropy(F.linear(x, w), t, normalizer),
-         (Input("b t d", normal), Input("v d", normal), Input("b t", targets, gradient=False)),
-         {**ROWS, "v": (1, 40, 4096)}, {"normalizer": (None, 17.0)}),
+    _linear_cross_entropy("linear_cross_entropy", {"normalizer": (None, 17.0)}),
+    _linear_cross_entropy("linear_cross_entropy_regularised", REGULARISED),
     Case("rope", ops.rope, references.rotate, (Input("b t h 2*e", normal), *ANGLES), {**TOKENS, "h": (1, 4, 6)}),
+    Case("rope_partial", ops.rope, references.rotate, (Input("b t h 6*e", normal), *ANGLES),
+         {**TOKENS, "h": (1, 4, 6)}),
     Case("causal_attention", ops.causal_attention, references.attend,
          (Input("b t g*k 2*e", normal), Input("b t k 2*e", normal), Input("b t k 2*e", normal)), HEADS),
     Case("causal_attention_documents", ops.causal_attention, references.attend,
@@ -195,6 +213,36 @@ LAYERS = [
     _attention("attention_rope", ANGLES, "cos", "sin"),
     _attention("attention_norm", (*GAINS, *ANGLES), "q_gain", "k_gain", "cos", "sin"),
     _attention("attention_documents", (*GAINS, *ANGLES, DOCUMENTS), "q_gain", "k_gain", "cos", "sin", "doc_start"),
+    _attention("attention_full", (DOCUMENTS,), "doc_start", causal=(False,), window=(None, 3)),
+    _attention("attention_window", (), window=(4, 1, 100), causal=(True, False)),
+    _attention("attention_scores", (DOCUMENTS,), "doc_start", alibi=(True, False), softcap=(1.5, 5.0),
+               causal=(True, False), window=(None, 6)),
 ]
 
-CASES = {case.name: case for case in [*ELEMENTWISE, *REDUCTIONS, *LAYOUT, *PRODUCTS, *LAYERS]}
+ROUTED = {"b": (1, 2, 8), "t": (1, 9, 256), "e": (2, 6, 8)}
+ROUTING = {"k": (2, 1), "score": ("softmax", "sigmoid"), "normalised": (True, False)}
+EXPERTS = {**ROUTED, "e": (1, 5, 8), "k": (1, 3, 2), "d": (1, 40, 256), "f": (1, 24, 256)}
+LOGITS = Input("b t e", apart)
+
+
+def _experts(name: str, *extra: Input) -> Case:
+    return Case(name, ops.experts, references.experts,
+                (Input("b t d", normal), Input("b t k", positive), Input("b t k", some_experts, gradient=False),
+                 Input("e 2*f d", normal), Input("e d f", normal), *extra), EXPERTS)
+
+
+MIXTURE = [
+    Case("route", ops.route, references.route, (LOGITS,), ROUTED, ROUTING),
+    Case("route_bias", lambda x, b, **options: ops.route(x, bias=b, **options), references.route,
+         (LOGITS, Input("e", shifts, gradient=False)), ROUTED, ROUTING),
+    Case("route_noise", lambda x, n, **options: ops.route(x, noise=n, **options),
+         lambda x, n, **options: references.route(x, noise=n, **options),
+         (LOGITS, Input("b t e", shifts, gradient=False)), ROUTED, ROUTING),
+    Case("expert_counts", lambda i: ops.expert_counts(i, 8),
+         lambda i: torch.bincount(i.flatten(), minlength=8).to(torch.int32),
+         (Input("t k", below("e"), gradient=False),), {"t": (1, 40, 4096), "k": (1, 3, 2), "e": (1, 8, 8)}),
+    _experts("experts"),
+    _experts("experts_residual", Input("b t d", normal)),
+]
+
+CASES = {case.name: case for case in [*ELEMENTWISE, *REDUCTIONS, *LAYOUT, *PRODUCTS, *LAYERS, *MIXTURE]}

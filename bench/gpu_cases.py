@@ -10,6 +10,11 @@ from torch.nn import functional as F
 import kernels
 
 from .gpu_case import Buffer, GpuCase, positive
+from .gpu_cases_attention import ATTENTION
+from .gpu_cases_generic import GENERIC
+from .gpu_cases_moe import MIXTURES
+from .gpu_cases_rows import ROWS
+from .gpu_cases_steps import STEPS
 
 TOKENS, WIDTH = 65_536, 768
 
@@ -51,4 +56,4 @@ NORMS = [
     ),
 ]
 
-CASES = {case.name: case for case in NORMS}
+CASES = {**{case.name: case for case in [*NORMS, *ROWS, *GENERIC, *ATTENTION, *MIXTURES]}, **STEPS}

@@ -58,7 +58,7 @@ class Op:
     """
 
     exact = False
-    """Whether results are float32 whatever the precision, as losses are."""
+    """Whether results and gradients are not rounded to the working precision here, as losses never are."""
     inputs: tuple[Tensor | _Edge | None, ...]
     needs: tuple[bool, ...]
     outputs: list[tuple[torch.Size, torch.dtype, torch.device]]
@@ -257,14 +257,14 @@ def run_backward(roots: list[tuple[Tensor, torch.Tensor]]) -> None:
             else:
                 result = observer(op, "backward", lambda: op.backward(*gradients))
             del gradients
-            inputs, needs = op.inputs, op.needs
+            inputs, needs, exact = op.inputs, op.needs, op.exact
             op.__dict__.clear()
             results = list(result) if isinstance(result, tuple) else [result]
             del result
             for index in range(len(inputs)):
                 gradient, results[index] = results[index], None
                 if needs[index] and gradient is not None:
-                    deliver(inputs[index], kernels.rounded(gradient))
+                    deliver(inputs[index], gradient if exact else kernels.rounded(gradient))
 
 
 def tensor(values, dtype: torch.dtype | None = None, requires_grad: bool = False) -> Tensor:

@@ -58,15 +58,19 @@ feed_forward = Kernel("feed_forward", """y = x + (silu(gate) * up) W_down^T, [ga
     x, y (..., d), gain (d), gate_up (2 f, d), down (d, f), h (..., 2 f): [gate | up], rstd (...)
     """)
 
-attention = Kernel("attention", """Causal attention on a packed projection, with optional QK-norm and RoPE.
+attention = Kernel("attention", """Attention on a packed projection, with optional QK-norm and RoPE.
 
-    forward(qkv, n_heads, n_kv_heads, cos, sin, q_gain, k_gain, eps, doc_start) -> out, lse
+    forward(qkv, n_heads, n_kv_heads, cos, sin, q_gain, k_gain, eps, doc_start,
+            causal=True, window=None, alibi=None, softcap=None) -> out, lse
     backward(dout, out, lse, qkv, <the same arguments>) -> dqkv, dq_gain, dk_gain
     qkv (B, T, (H + 2 K) D): queries of H heads, keys of K, values of K; head h reads key head h // (H / K)
-    cos, sin (>= T, D / 2) or None: rotates features (i, i + D/2) (arXiv 2104.09864); gains (D) or None: RMS norm of
-    queries and keys per head, before the rotation; doc_start int32 (B, T) or None: the first position in the row that
-    a token may see; never past the token, never decreasing. Scores are scaled by 1 / sqrt(D).
-    out (B, T, H D); lse (B, H, T): log-sum-exp of the scores
+    cos, sin (>= T, R / 2), R <= D, or None: rotates features (i, i + R/2) of the first R (arXiv 2104.09864);
+    gains (D) or None: RMS norm of queries and keys per head, before the rotation.
+    Scores s = q . k / sqrt(D) become softcap tanh(s / softcap), then s - alibi |i - j|, slopes float32 (H).
+    Query i sees key j if j <= i or not `causal`, |i - j| < window, and neither lies before what the other sees:
+    doc_start int32 (B, T) or None, never decreasing, is the first position in the row that a token may see. A token
+    whose doc_start lies past it sees nothing: its output is 0, its lse -inf, and it gets no gradient.
+    out (B, T, H D); lse (B, H, T): log-sum-exp of the scores, natural logarithm
     """)
 
 linear_cross_entropy = Kernel("linear_cross_entropy", """Cross-entropy of the logits x W^T: see cross_entropy.
@@ -82,7 +86,7 @@ elementwise = Kernel("elementwise", """Operations element by element, with broad
 
     apply(name, *operands) -> result
     cast(x, dtype) -> result
-    accumulate(into, x): into += x in place, same shape, into contiguous
+    accumulate(into, x): into += x in place, same shape, into contiguous; x may be of less precision
     scale(x, factor): x *= factor in place, x contiguous; factor is a tensor with one element
     Operands have one dtype (the condition of `where` is bool); comparisons give bool.
     Names: add sub mul div pow neg abs maximum minimum clamp(x, low, high) exp log sqrt tanh sigmoid relu relu_squared
@@ -107,7 +111,7 @@ softmax = Kernel("softmax", """Softmax over the last dimension; an element of -i
     logsumexp(x) -> lse (...)
     """)
 
-cross_entropy = Kernel("cross_entropy", """Sum over rows of (lse - logit of the target + z_loss lse^2) / normalizer, in nats.
+cross_entropy = Kernel("cross_entropy", """Sum of (lse - logit of the target + z_loss lse^2) / normalizer, in nats.
 
     forward(logits, targets, normalizer, ignore_index=-100, z_loss=0.0, softcap=None) -> loss, top, total
     backward(dloss, logits, targets, top, total, normalizer, ignore_index=-100, z_loss=0.0, softcap=None) -> dlogits
@@ -133,9 +137,10 @@ matmul = Kernel("matmul", """Matrix products.
     matmul(a, b) -> a @ b    (a (..., n, k), b (..., k, m) of any strides; leading dimensions are broadcast)
     """)
 
-rope = Kernel("rope", """Rotary position embedding, pairing feature i with i + D/2 (arXiv 2104.09864).
+rope = Kernel("rope", """Rotary position embedding (arXiv 2104.09864).
 
-    rotate(x, cos, sin) -> y    (x, y (B, T, H, D), cos and sin (T, D / 2); the inverse is the same with -sin)
+    rotate(x, cos, sin) -> y    (x, y (B, T, H, D), cos and sin (T, R / 2); the inverse is the same with -sin)
+    Pairs are among the first R <= D features, i with i + R/2; the others stay as they are.
     """)
 
 dropout = Kernel("dropout", """Zeroes element i with probability p, scales the others by 1 / (1 - p).
@@ -143,7 +148,7 @@ dropout = Kernel("dropout", """Zeroes element i with probability p, scales the o
     apply(x, p, seed, offset) -> y       (its own gradient: apply it to dy)
     uniform(like, seed, offset) -> u     (the float32 numbers in [0, 1) it draws; an element stays where u >= p)
     Element i (in contiguous order) draws the first word of Philox-4x32-10 with 64-bit key `seed` and 64-bit counter
-    `offset + i`, as triton.language.rand(seed, offset + i).
+    `offset + i`, as triton.language.rand(seed, offset + i). On a GPU both may be int64 tensors with one element.
     """)
 
 swiglu = Kernel("swiglu", """y = silu(gate) * up for h = [gate | up] (arXiv 2002.05202).
@@ -157,6 +162,7 @@ indexing = Kernel("indexing", """Picking elements, and its gradients; repeated p
         index: tuple of slices and integer or boolean tensors, NumPy's rules
     gather(x, index, dim) -> y;   gather_backward(dy, index, dim, shape) -> dx
         y[i][j][k] = x[i][index[i][j][k]][k] for dim 1; index within x's size in the other dimensions
+        On a GPU a position out of range gives NaN, or the largest whole number, and has no gradient.
     put(x, index, shape) -> zeros of `shape` with x at the basic index
     cat(*tensors, dim=dim) -> y
     """)
@@ -164,8 +170,8 @@ indexing = Kernel("indexing", """Picking elements, and its gradients; repeated p
 embedding = Kernel("embedding", """Rows of a table.
 
     forward(ids, weight) -> y
-    backward(dy, ids, rows) -> dweight              (deterministic)
-    ids int64 (...), weight (rows, d), y (..., d)
+    backward(dy, ids, rows, into=None) -> dweight              (deterministic: rows of one id add up in order)
+    ids int64 (...), weight (rows, d), y (..., d). On a GPU an id that is no row gives NaN and has no gradient.
     """)
 
 routing = Kernel("routing", """Choosing experts for tokens (arXiv 1701.06538), and their rows grouped by expert.
@@ -183,7 +189,7 @@ routing = Kernel("routing", """Choosing experts for tokens (arXiv 1701.06538), a
     of each pair
     """)
 
-experts = Kernel("experts", """y[t] = (residual[t] +) sum over c of gates[t, c] expert(x[t], indices[t, c]), SwiGLU experts.
+experts = Kernel("experts", """y[t] = (residual[t] +) sum over c of gates[t, c] expert(x[t], indices[t, c]).
 
     forward(x, gates, groups, gate_up, down, residual=None) -> y, h
     backward(dy, x, gates, groups, gate_up, down, h, into=(None, None)) -> dx, dgates, dgate_up, ddown
@@ -191,6 +197,14 @@ experts = Kernel("experts", """y[t] = (residual[t] +) sum over c of gates[t, c] 
     x, y, residual (..., d), gates (..., k) of the dtype of x or float32, groups what `routing.group` gives,
     gate_up (E, 2 f, d), down (E, d, f), h (tokens k, 2 f): [gate | up] of the grouped rows. The residual's gradient is
     dy. An expert without tokens has gradients of 0. The sums over c and over an expert's rows have one order.
+    """)
+
+decode_attention = Kernel("decode_attention", """Attention of the newest token of each sequence, over its cache.
+
+    forward(q, k_cache, v_cache, lengths, window=None, alibi=None, softcap=None) -> out
+    q and out (B, H, D), k_cache and v_cache (B, capacity, K, D), contiguous; lengths int32 (B): tokens in the cache,
+    the newest included; head h reads key head h // (H / K). Scores are scaled by 1 / sqrt(D). A length of 0 gives 0.
+    The other arguments are those of `attention`: window in tokens, the newest included; alibi float32 (H).
     """)
 
 sampling = Kernel("sampling", """From logits to the next token.

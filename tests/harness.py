@@ -108,7 +108,10 @@ def converted(tensor: torch.Tensor, dtype: torch.dtype, device: str = "cpu") -> 
 
 
 def output_gradients(outputs, example: Example, dtype: torch.dtype, disturbance=0.0) -> list[torch.Tensor | None]:
-    """A gradient in some layout for each floating-point output, the same for any dtype."""
+    """A gradient in some layout for each floating-point output, the same values for any dtype.
+
+    It has `dtype`, or float32 like an output that is float32 whatever the inputs are.
+    """
     rng, noise = np.random.default_rng(example.seed + 1), np.random.default_rng(example.seed + 4)
     gradients = []
     for output in outputs:
@@ -118,7 +121,8 @@ def output_gradients(outputs, example: Example, dtype: torch.dtype, disturbance=
             values = values * (1 + disturbance * torch.from_numpy(noise.standard_normal(tuple(output.shape))))
         layout = LAYOUTS[int(rng.integers(len(LAYOUTS)))]
         wanted = output.dtype.is_floating_point
-        gradients.append(converted(laid_out(values, layout), dtype, output.device) if wanted else None)
+        kind = torch.promote_types(dtype, output.dtype) if wanted else None
+        gradients.append(converted(laid_out(values, layout), kind, output.device) if wanted else None)
     return gradients
 
 

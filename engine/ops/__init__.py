@@ -3,6 +3,7 @@
 from ..autograd import Op, Tensor
 from .checks import to
 from .elementwise import add, div, eq, ge, gt, le, logical_not, lt, maximum, minimum, mul, ne, pow, sub, where
+from .experts import expert_counts, experts, route
 from .fused import attention, feed_forward, linear, linear_cross_entropy, rms_norm_linear, swiglu_linear
 from .indexing import embedding, gather, index
 from .layout import (
@@ -15,16 +16,16 @@ from .probability import cross_entropy, log_softmax, logsumexp, softmax
 from .product import matmul
 from .reduction import amax, amin, argmax, argmin, max, mean, min, sum, var
 from .sequence import causal_attention, rope, swiglu
-from .unary import abs, clamp, exp, gelu, log, neg, relu, sigmoid, silu, sqrt, tanh
+from .unary import abs, clamp, exp, gelu, log, neg, relu, relu_squared, sigmoid, silu, sqrt, tanh
 
 attach()
 
 __all__ = [
     "Op", "Tensor", "abs", "add", "add_rms_norm", "amax", "amin", "argmax", "argmin", "attention", "cat",
     "causal_attention", "chunk", "clamp", "contiguous", "cross_entropy", "div", "dropout", "embedding", "eq", "exp",
-    "expand", "feed_forward", "flatten", "gather", "ge", "gelu", "gt", "index", "layer_norm", "le", "linear",
+    "expand", "expert_counts", "experts", "feed_forward", "flatten", "gather", "ge", "gelu", "gt", "index", "layer_norm", "le", "linear",
     "linear_cross_entropy", "log", "log_softmax", "logical_not", "logsumexp", "lt", "matmul", "max", "maximum",
-    "mean", "min", "minimum", "mul", "ne", "neg", "permute", "pow", "relu", "reshape", "rms_norm",
-    "rms_norm_linear", "rope", "sigmoid", "silu", "softmax", "split", "sqrt", "squeeze", "stack", "sub", "sum",
+    "mean", "min", "minimum", "mul", "ne", "neg", "permute", "pow", "relu", "relu_squared", "reshape", "rms_norm",
+    "rms_norm_linear", "rope", "route", "sigmoid", "silu", "softmax", "split", "sqrt", "squeeze", "stack", "sub", "sum",
     "swiglu", "swiglu_linear", "tanh", "to", "transpose", "unbind", "unsqueeze", "var", "view", "where",
 ]

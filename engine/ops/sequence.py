@@ -24,16 +24,18 @@ class RoPE(Op):
 
 
 def rope(x: Tensor, cos: torch.Tensor, sin: torch.Tensor, first: int = 0) -> Tensor:
-    """Rotates the feature pairs (i, i + D/2) of each head by the angles of its position (arXiv 2104.09864).
+    """Rotates the feature pairs (i, i + R/2) of each head by the angles of its position (arXiv 2104.09864).
+
+    Features from R on stay as they are.
 
     Args:
         x: (B, T, H, D).
-        cos, sin: buffers (positions, D / 2) in the dtype of x.
+        cos, sin: buffers (positions, R / 2), R at most D, in the dtype of x.
         first: position of the first token.
     """
     tokens = x.shape[1] if x.ndim == 4 else -1
-    if x.ndim != 4 or cos.shape != sin.shape or cos.ndim != 2 or 2 * cos.shape[1] != x.shape[3]:
-        raise UserError("rope: x must be (B, T, H, D) and cos and sin (positions, D / 2), "
+    if x.ndim != 4 or cos.shape != sin.shape or cos.ndim != 2 or not 0 < 2 * cos.shape[1] <= x.shape[3]:
+        raise UserError("rope: x must be (B, T, H, D) and cos and sin (positions, D / 2) or narrower, "
                         f"got {x.shape}, {tuple(cos.shape)} and {tuple(sin.shape)}")
     if not 0 <= first <= len(cos) - tokens or cos.dtype != x.dtype:
         raise UserError(f"rope: positions {first} to {first + tokens - 1} in {x.dtype} need a table that holds them, "
@@ -42,7 +44,9 @@ def rope(x: Tensor, cos: torch.Tensor, sin: torch.Tensor, first: int = 0) -> Ten
     return RoPE.apply(x, cos=cos[part], sin=sin[part])
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, doc_start: torch.Tensor | None = None) -> Tensor:
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, doc_start: torch.Tensor | None = None,
+                     window: int | None = None, alibi: torch.Tensor | None = None,
+                     softcap: float | None = None) -> Tensor:
     """softmax(q k^T / sqrt(D)) v, each query seeing the keys up to its own position, per head.
 
     Args:
@@ -50,6 +54,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, doc_start: torch.Tensor | 
         k, v: (B, T, K, D), H a multiple of K; query head h uses key head h // (H / K).
         doc_start: int32 (B, T), position in the row of the first token of each token's document; keys before it
             are invisible.
+        window, alibi, softcap: as in `attention`.
 
     Returns:
         (B, T, H, D).
@@ -60,7 +65,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, doc_start: torch.Tensor | 
                         f"got {q.shape}, {k.shape} and {v.shape}")
     batch, tokens, heads, dim = q.shape
     packed = cat([reshape(t, batch, tokens, -1) for t in (q, k, v)], dim=2)
-    return reshape(attention(packed, heads, k.shape[2], doc_start=doc_start), batch, tokens, heads, dim)
+    out = attention(packed, heads, k.shape[2], doc_start=doc_start, window=window, alibi=alibi, softcap=softcap)
+    return reshape(out, batch, tokens, heads, dim)
 
 
 class SwiGLU(Op):

@@ -67,7 +67,8 @@ def backward(dy: torch.Tensor, x: torch.Tensor, gain: torch.Tensor, gate_up: tor
             scale_rows(part, gains, rows_rstd[rows], normed.numpy())
             dgate_up.add(lane, rounded(dh), rounded(normed))
             multiply(dh, gate_up, d_normed)
-            backward_rows_onto(array_dy[rows], rounded(d_normed).numpy(), part, gains, rows_rstd[rows], array_dx[rows], gain_part)
+            backward_rows_onto(array_dy[rows], rounded(d_normed).numpy(), part, gains, rows_rstd[rows], array_dx[rows],
+                               gain_part)
 
     launch_ranges(program, grid)
     return dx, add_lanes(dgain), dgate_up.total(), ddown.total()

@@ -1,4 +1,4 @@
-"""Rotary position embedding (arXiv 2104.09864, section 3.4.2), pairing feature i with i + D/2."""
+"""Rotary position embedding (arXiv 2104.09864, section 3.4.2), pairing feature i with i + R/2 of the first R."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .rows import STEP
 
 @compiled
 def _rotate(x, cos, sin, y):
-    """Tokens x (n, H, D) by the angles of each token, cos and sin (n, D/2)."""
+    """Tokens x (n, H, D) by the angles of each token, cos and sin (n, R/2)."""
     half = cos.shape[1]
     for i in range(x.shape[0]):
         for head in range(x.shape[1]):
@@ -21,6 +21,9 @@ def _rotate(x, cos, sin, y):
                 a, b = source[j], source[j + half]
                 out[j] = a * cos[i, j] - b * sin[i, j]
                 out[j + half] = b * cos[i, j] + a * sin[i, j]
+            rest, out_rest = source[2 * half:], out[2 * half:]
+            for j in range(rest.shape[0]):
+                out_rest[j] = rest[j]
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

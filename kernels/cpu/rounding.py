@@ -36,7 +36,7 @@ def bfloat16() -> Iterator[None]:
 
 @compiled
 def _round_bits(bits):
-    """To nearest, ties to even, on the bit patterns of float32; a NaN stays one, as the quiet bit is in the upper half."""
+    """To nearest, ties to even, on the bits of float32. A NaN stays one, as the quiet bit is in the upper half."""
     for i in range(bits.shape[0]):
         for j in range(bits.shape[1]):
             word = bits[i, j]

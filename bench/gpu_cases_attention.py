@@ -1,0 +1,73 @@
+"""GPU cases of attention, with the norm and rotation of heads before it, and of the rotation alone."""
+
+from __future__ import annotations
+
+import torch
+
+import kernels
+
+from .gpu_case import Buffer, GpuCase, positive
+
+
+def _documents(shape, _sizes, device):
+    """Documents of 512 tokens."""
+    return (torch.arange(shape[1], device=device) // 512 * 512).expand(shape)
+
+
+def _slopes(shape, _sizes, device):
+    return 0.5 ** torch.arange(1.0, shape[0] + 1.0, device=device)
+
+
+def _attention(name: str, rows: int, tokens: int, heads: int, key_heads: int, dim: int, *, pairs: int = 0,
+               documents: bool = False, alibi: bool = False, causal: bool = True,
+               dtypes: tuple[str, ...] = ("bfloat16",), **options) -> GpuCase:
+    """Args: pairs of features that are rotated, after a norm; 0 for neither. The options are the contract's."""
+    buffers = {"qkv": Buffer("b t w"), "dout": Buffer("b t o")}
+    if pairs:
+        buffers |= {"cos": Buffer("t r"), "sin": Buffer("t r"), "q_gain": Buffer("d", positive),
+                    "k_gain": Buffer("d", positive)}
+    if documents:
+        buffers["doc_start"] = Buffer("b t", _documents, torch.int32)
+    if alibi:
+        buffers["alibi"] = Buffer("h", _slopes, torch.float32)
+
+    def arguments(b) -> tuple:
+        given = [getattr(b, key, None) for key in ("cos", "sin", "q_gain", "k_gain")]
+        return (heads, key_heads, *given, 1e-6, getattr(b, "doc_start", None), causal, options.get("window"),
+                getattr(b, "alibi", None), options.get("softcap"))
+
+    def traffic(_, size: int) -> tuple[int, int]:
+        token = size * rows * tokens * dim
+        copies = 2 * (heads + key_heads) if pairs else 0
+        return token * (2 * heads + 2 * key_heads + copies), token * (4 * heads + 4 * key_heads + 5 * copies // 2)
+
+    products = 4 * rows * heads * tokens**2 * dim // (2 if causal else 1)
+    return GpuCase(
+        name, buffers, lambda b: kernels.attention.forward(b.qkv, *arguments(b)),
+        lambda b, result: kernels.attention.backward(b.dout, *result, b.qkv, *arguments(b)),
+        {"b": rows, "t": tokens, "w": (heads + 2 * key_heads) * dim, "o": heads * dim, "d": dim, "r": pairs,
+         "h": heads},
+        dtypes, ("document_ends",), traffic, lambda _: (products, 5 * products // 2),
+    )
+
+
+ATTENTION = [
+    _attention("attention", 64, 1024, 6, 6, 128, pairs=64, dtypes=("bfloat16", "float16", "float32")),
+    _attention("attention_64", 64, 1024, 12, 12, 64, dtypes=("bfloat16", "float32")),
+    _attention("attention_grouped_documents", 64, 1024, 12, 4, 64, pairs=16, documents=True),
+    _attention("attention_full_documents", 64, 1024, 12, 12, 64, documents=True, causal=False),
+    _attention("attention_full", 4, 16_384, 6, 6, 128, causal=False),
+    _attention("attention_options", 32, 2048, 6, 6, 128, documents=True, alibi=True, window=256, softcap=30.0),
+    _attention("attention_32", 64, 1024, 24, 24, 32),
+    _attention("attention_256", 64, 1024, 3, 3, 256),
+    _attention("attention_short", 512, 128, 6, 6, 128, pairs=64, dtypes=("bfloat16", "float16")),
+    _attention("attention_short_64", 512, 128, 12, 12, 64),
+    _attention("attention_short_256", 256, 256, 12, 12, 64),
+    _attention("attention_short_documents", 512, 128, 12, 4, 64, documents=True, alibi=True, softcap=30.0),
+    _attention("attention_short_float32", 1024, 64, 12, 12, 64, dtypes=("float32",)),
+    GpuCase(
+        "rope", {"x": Buffer("b t h d"), "cos": Buffer("t r"), "sin": Buffer("t r")},
+        lambda b: kernels.rope.rotate(b.x, b.cos, b.sin), None, {"b": 64, "t": 1024, "h": 12, "d": 64, "r": 32},
+        traffic=lambda n, size: (2 * n.b * n.t * n.h * n.d * size, 0),
+    ),
+]
