@@ -137,8 +137,8 @@ def main() -> int:
         lengths = [options.seq_len] if options.seq_len else list(gpu_step.LENGTHS)
         return gpu_step.run(options.preset, lengths, options.batch_tokens, options.rounds)
     print("no GPU here: the step of a small model on the CPU", file=sys.stderr)
-    name = options.preset or "demo"
-    data = preset(name).data
+    chosen = options.preset or "demo"
+    data = preset(chosen).data
     seq_len = options.seq_len or data.seq_len
     rows = max(1, (options.batch_tokens or data.batch_tokens) // seq_len)
     rivals = dict(RIVALS)
@@ -146,14 +146,14 @@ def main() -> int:
         del rivals["compile"]
         print("no C++ compiler: torch.compile is left out", file=sys.stderr)
     with Contest(rivals, options.threads) as contest:
-        timings = contest.run({"preset": name, "rows": rows, "seq_len": seq_len},
+        timings = contest.run({"preset": chosen, "rows": rows, "seq_len": seq_len},
                               max(options.rounds, 7), options.warmup)
     line = {name: _result(timing, rows * seq_len) for name, timing in timings.items()}
     for name in timings:
         if name != "ours":
             line[f"vs_{name}"] = _ratio(timings["ours"], timings[name])
     line["memory_vs_eager"] = round(timings["ours"].peak_mb / timings["eager"].peak_mb, 3)
-    line |= {"preset": name, "rows": rows, "seq_len": seq_len, "threads": options.threads}
+    line |= {"preset": chosen, "rows": rows, "seq_len": seq_len, "threads": options.threads}
     print(json.dumps(line))
     return 0
 
