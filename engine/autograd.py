@@ -53,8 +53,9 @@ class Op:
 
     Subclasses define `forward(self, *buffers, **parameters)`, which returns a buffer or a tuple of buffers and
     stores on `self` what `backward(self, *output_gradients)` needs. Backward returns one gradient buffer per
-    input, or None where `self.needs[i]` is False, there is none, or it was added to `self.gradient_of(i)`. A gradient it returns may be shared with
-    others, so nothing writes into one in place. Backward runs once: the node is emptied afterwards.
+    input, or None where `self.needs[i]` is False, there is none, or it was added to `self.gradient_of(i)`. A gradient
+    it returns may be shared with others, so nothing writes into one in place. Backward runs once: the node is emptied
+    afterwards.
     """
 
     exact = False

@@ -18,11 +18,6 @@ from .rows import launch_rows
 _emulating = False
 
 
-def emulating() -> bool:
-    """Whether buffers are being rounded."""
-    return _emulating
-
-
 @contextlib.contextmanager
 def bfloat16() -> Iterator[None]:
     """Within this context `rounded` rounds."""
