@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 
 from engine.errors import UserError
-from tokenizer import ByteTokenizer
+from tokenizer import ByteTokenizer, TokenizerError
+from tokenizer.documents import ReadOptions, Source, find_sources
 from train.data import prepare, prepare_part
 from train.data import build as build_module
 from train.data import cache as cache_module
 from train.data.build import build, plan
 from train.data.corpus import _held_out
-from train.data.files import ReadOptions, Source
 from train.data.shards import Shards, token_dtype
-from train.data.sources import find_sources
 
 BYTE = ByteTokenizer()
 REPOSITORY = Path(__file__).parent.parent
@@ -150,7 +149,7 @@ def test_an_error_in_a_process_is_told_like_any_other(tmp_path, rows, monkeypatc
     with rows.open("a") as file:
         file.write("oops\n")
     monkeypatch.setattr(build_module, "plan", lambda sources: plan(sources, 4_000))
-    with pytest.raises(UserError, match=r"rows\.jsonl, line 401: broken JSON \(Expecting value, column 1\)"):
+    with pytest.raises(TokenizerError, match=r"rows\.jsonl, line 401: broken JSON \(Expecting value, column 1\)"):
         prepare_part([rows], BYTE, cache_dir=tmp_path / "cache", workers=2)
     assert not list((tmp_path / "cache").glob("*partial*"))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from engine.errors import UserError
 from tokenizer import Tokenizer
-from train.data.files import Advance, ReadOptions, Source
+from tokenizer.documents import Advance, ReadOptions, Source
 from train.data.shards import Index, Section, save_index, shard_name, write_shard
 
 SHARD_BYTES = 32 << 20

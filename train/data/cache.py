@@ -17,7 +17,7 @@ from pathlib import Path
 from engine.errors import UserError
 from tokenizer import Tokenizer
 from train.data.build import Progress, available_cpus, build
-from train.data.files import ReadOptions, Source
+from tokenizer.documents import ReadOptions, Source
 from train.data.shards import VERSION, Shards
 from train.files import fsync_path, write_text
 

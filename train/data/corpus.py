@@ -11,10 +11,9 @@ import numpy as np
 
 from engine.errors import UserError
 from tokenizer import Tokenizer
+from tokenizer.documents import ReadOptions, find_sources, standard_library_files
 from train.data.cache import cached_shards
-from train.data.files import ReadOptions
 from train.data.shards import Shards
-from train.data.sources import find_sources, standard_library_files
 
 Paths = Iterable[str | os.PathLike]
 COUNT_TOKENS = 1 << 22

@@ -13,8 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tokenizer import Tokenizer, to_utf8
-from train.data.files import Advance, ReadOptions, Source
-from train.data.readers import read_source
+from tokenizer.documents import Advance, ReadOptions, Source, read_source
 
 FORMAT = "loam-shards"
 VERSION = 1

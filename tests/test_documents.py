@@ -11,11 +11,15 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.errors import UserError
-from train.data import iter_documents, standard_library_files
-from train.data.files import Piece, ReadOptions
-from train.data.readers import read_source
-from train.data.sources import find_sources
+from tokenizer import TokenizerError
+from tokenizer.documents import (
+    Piece,
+    ReadOptions,
+    find_sources,
+    iter_documents,
+    read_source,
+    standard_library_files,
+)
 
 draws = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -151,7 +155,7 @@ def test_progress_adds_up_to_the_file(tmp_path):
 
 
 def error_of(*paths, **options) -> str:
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(TokenizerError) as caught:
         documents(*paths, **options)
     message = str(caught.value)
     assert "\n" not in message
@@ -207,7 +211,7 @@ def test_what_is_wrong_with_a_parquet_column(tmp_path):
 def test_a_line_number_counts_from_the_start_of_the_file_in_a_section(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"text": "a"}\n' * 50 + "oops\n")
     (source,) = find_sources([path])
-    with pytest.raises(UserError, match="line 51: broken JSON"):
+    with pytest.raises(TokenizerError, match="line 51: broken JSON"):
         list(read_source(source, ReadOptions(), start=300))
 
 
@@ -230,5 +234,5 @@ def test_the_standard_library_is_a_corpus():
 
 def test_a_python_without_sources_asks_for_data(tmp_path, monkeypatch):
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
-    with pytest.raises(UserError, match="give your own text with --data"):
+    with pytest.raises(TokenizerError, match="give your own text with --data"):
         standard_library_files()

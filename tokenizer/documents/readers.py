@@ -9,9 +9,9 @@ from typing import BinaryIO
 
 import zstandard
 
-from engine.errors import UserError
-from train.data.files import BOM, Advance, Piece, ReadOptions, Source, decoded, open_source
-from train.data.rows import read_array, read_lines, read_parquet
+from tokenizer.interface import TokenizerError
+from tokenizer.documents.files import BOM, Advance, Piece, ReadOptions, Source, decoded, open_source
+from tokenizer.documents.rows import read_array, read_lines, read_parquet
 
 UNREADABLE = (OSError, EOFError, zlib.error, zstandard.ZstdError)
 
@@ -30,7 +30,7 @@ def read_source(
         start, stop: bytes; of an uncompressed "lines" file, only the lines that begin in start <= position < stop.
 
     Raises:
-        UserError: with file and line, row or byte offset.
+        TokenizerError: with file and line, row or byte offset.
     """
     try:
         with open_source(source, advance) as file:
@@ -44,7 +44,7 @@ def read_source(
                 yield from read_lines(file, source.path, options.text_field, start, stop)
     except UNREADABLE as error:
         message = getattr(error, "strerror", None) or error
-        raise UserError(f"{source.path}: cannot read ({message})") from None
+        raise TokenizerError(f"{source.path}: cannot read ({message})") from None
 
 
 def _starts_with_bracket(file: io.BufferedReader) -> bool:

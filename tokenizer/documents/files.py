@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple
 
 import zstandard
 
-from engine.errors import UserError
+from tokenizer.interface import TokenizerError
 
 BOM = "\ufeff"
 BUFFER_BYTES = 1 << 20
@@ -109,7 +109,7 @@ def decoded(file: BinaryIO, path: str, chunk_bytes: int) -> Iterator[str]:
     """The file's text, about `chunk_bytes` at a time, without a byte order mark at its start.
 
     Raises:
-        UserError: a NUL byte or invalid UTF-8, with its byte offset.
+        TokenizerError: a NUL byte or invalid UTF-8, with its byte offset.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset = 0
@@ -117,12 +117,12 @@ def decoded(file: BinaryIO, path: str, chunk_bytes: int) -> Iterator[str]:
     while chunk != b"":
         chunk = file.read(chunk_bytes)
         if b"\0" in chunk:
-            raise UserError(f"{path}: not a text file (a NUL byte at offset {offset + chunk.index(0)})")
+            raise TokenizerError(f"{path}: not a text file (a NUL byte at offset {offset + chunk.index(0)})")
         held_back = len(decoder.getstate()[0])
         try:
             text = decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
             position = offset - held_back + error.start
-            raise UserError(f"{path}: not a text file (invalid UTF-8 at byte offset {position})") from None
+            raise TokenizerError(f"{path}: not a text file (invalid UTF-8 at byte offset {position})") from None
         yield text.removeprefix(BOM) if offset - held_back == 0 else text
         offset += len(chunk)

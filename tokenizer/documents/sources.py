@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.errors import UserError
-from train.data.files import Piece, ReadOptions, Source
-from train.data.readers import read_source
+from tokenizer.interface import TokenizerError
+from tokenizer.documents.files import Piece, ReadOptions, Source
+from tokenizer.documents.readers import read_source
 
 KINDS = {".txt": "text", ".md": "text", ".py": "text", ".jsonl": "lines", ".json": "json", ".parquet": "parquet"}
 COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
@@ -38,26 +38,26 @@ def find_sources(paths: Iterable[str | os.PathLike[str]]) -> list[Source]:
     A path named twice counts twice.
 
     Raises:
-        UserError: a missing path, an unknown extension, or nothing to read.
+        TokenizerError: a missing path, an unknown extension, or nothing to read.
     """
     paths = [Path(path).expanduser() for path in paths]
     if not paths:
-        raise UserError("no data: name at least one file or folder")
+        raise TokenizerError("no data: name at least one file or folder")
     sources = []
     for path in paths:
         if path.is_dir():
             found = [_source(file) for file in _walk(path) if file_type(file)]
             if not found:
-                raise UserError(f"{path}: the folder holds none of {_known()}")
+                raise TokenizerError(f"{path}: the folder holds none of {_known()}")
             sources.extend(found)
         elif path.is_file():
             if not file_type(path):
-                raise UserError(f"{path}: the extension must be one of {_known()}")
+                raise TokenizerError(f"{path}: the extension must be one of {_known()}")
             sources.append(_source(path))
         elif path.exists():
-            raise UserError(f"{path}: neither a file nor a folder")
+            raise TokenizerError(f"{path}: neither a file nor a folder")
         else:
-            raise UserError(f"{path}: no such file or folder")
+            raise TokenizerError(f"{path}: no such file or folder")
     return sources
 
 
@@ -78,7 +78,7 @@ def _source(path: Path) -> Source:
     try:
         status = path.stat()
     except OSError as error:
-        raise UserError(f"{path}: cannot read ({error.strerror})") from None
+        raise TokenizerError(f"{path}: cannot read ({error.strerror})") from None
     return Source(str(path), kind, compression, status.st_size, status.st_mtime_ns)
 
 
@@ -98,7 +98,7 @@ def iter_documents(
         `Piece(text, last)`: `last` marks the end of a document. A document may be empty.
 
     Raises:
-        UserError: with file and line, row or byte offset.
+        TokenizerError: with file and line, row or byte offset.
     """
     options = ReadOptions(text_field, document_separator, chunk_bytes)
     for source in find_sources(paths):
@@ -111,7 +111,7 @@ def standard_library_files() -> list[Path]:
     Without its tests and bundled packages, and without the few files that are not UTF-8.
 
     Raises:
-        UserError: this Python came without its sources.
+        TokenizerError: this Python came without its sources.
     """
     root = Path(sysconfig.get_path("stdlib"))
     files = []
@@ -120,7 +120,7 @@ def standard_library_files() -> list[Path]:
         files.extend(Path(parent, name) for name in sorted(names) if name.endswith(".py"))
     files = [file for file in files if _is_plain_text(file)]
     if not files:
-        raise UserError(f"{root}: this Python has no library sources to train on; give your own text with --data")
+        raise TokenizerError(f"{root}: this Python has no library sources to train on; give your own text with --data")
     return files
 
 

@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from engine.errors import UserError
-from train.data.files import BOM, BUFFER_BYTES, Piece, ReadOptions, Source, decoded
+from tokenizer.interface import TokenizerError
+from tokenizer.documents.files import BOM, BUFFER_BYTES, Piece, ReadOptions, Source, decoded
 
 PARQUET_ROWS = 256
 STRING_TYPES = {"string", "large_string", "string_view"}
@@ -59,7 +59,7 @@ def read_lines(file: BinaryIO, path: str, field: str, start: int, stop: int | No
             try:
                 text = _text_of(_parsed(content, position + mark), field)
             except _BadRow as bad:
-                raise UserError(f"{path}, line {number + _lines_before(path, first)}: {bad}") from None
+                raise TokenizerError(f"{path}, line {number + _lines_before(path, first)}: {bad}") from None
             yield Piece(text, True)
         position += len(line)
 
@@ -133,19 +133,19 @@ def read_array(file: BinaryIO, path: str, options: ReadOptions) -> Iterator[Piec
         try:
             text = _text_of(array.next_value(), options.text_field)
         except _BadRow as bad:
-            raise UserError(f"{path}, row {row} at line {line}: {bad}") from None
+            raise TokenizerError(f"{path}, row {row} at line {line}: {bad}") from None
         yield Piece(text, True)
         sign = array.next_sign()
         if sign not in (",", "]"):
             problem = f"expected ',' or ']' after row {row}, got {repr(sign) if sign else 'the end of the file'}"
-            raise UserError(f"{path}, line {array.line()}: broken JSON ({problem})")
+            raise TokenizerError(f"{path}, line {array.line()}: broken JSON ({problem})")
         more = sign == ","
         if more:
             array.skip_sign()
             array.next_sign()
     array.skip_sign()
     if array.next_sign():
-        raise UserError(f"{path}, line {array.line()}: broken JSON (text after the closing bracket)")
+        raise TokenizerError(f"{path}, line {array.line()}: broken JSON (text after the closing bracket)")
 
 
 def read_parquet(file: BinaryIO, source: Source, field: str) -> Iterator[Piece]:
@@ -164,21 +164,21 @@ def read_parquet(file: BinaryIO, source: Source, field: str) -> Iterator[Piece]:
                 for text in batch.column(0).to_pylist():
                     row += 1
                     if text is None:
-                        raise UserError(f"{source.path}, row {row}: the column {field!r} has no value")
+                        raise TokenizerError(f"{source.path}, row {row}: the column {field!r} has no value")
                     yield Piece(text, True)
         except pyarrow.ArrowException as error:
-            raise UserError(f"{source.path}: not a readable Parquet file ({_one_line(error)})") from None
+            raise TokenizerError(f"{source.path}: not a readable Parquet file ({_one_line(error)})") from None
         except UnicodeDecodeError:
-            raise UserError(f"{source.path}, after row {row}: the column {field!r} holds invalid UTF-8") from None
+            raise TokenizerError(f"{source.path}, after row {row}: the column {field!r} holds invalid UTF-8") from None
 
 
 def _check_column(schema, field: str, path: str) -> None:
     if field not in schema.names:
-        raise UserError(f"{path}: no column {field!r}, the columns are {', '.join(map(repr, schema.names))}")
+        raise TokenizerError(f"{path}: no column {field!r}, the columns are {', '.join(map(repr, schema.names))}")
     dtype = schema.field(field).type
     value = dtype.value_type if str(dtype).startswith("dictionary<") else dtype
     if str(value) not in STRING_TYPES:
-        raise UserError(f"{path}: the column {field!r} must be a string, got {dtype}")
+        raise TokenizerError(f"{path}: the column {field!r} must be a string, got {dtype}")
 
 
 def _one_line(error: Exception) -> str:

@@ -1,0 +1,157 @@
+"""An Aho-Corasick automaton over bytes: all pieces that end at each position of a text, longest first, in one pass.
+
+Aho and Corasick, "Efficient string matching: an aid to bibliographic search" (1975). The trie is a double array (Aoe,
+"An efficient digital search algorithm by using a double-array structure", 1989): the child of state s by byte c is
+base[s] + c, if that state's parent is s. What the search needs of a state stands in one row of 32 bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tokenizer.compiled import compiled
+from tokenizer.interface import TokenizerError
+
+# Columns of a row. LINK, LENGTH, COST and PIECE describe outputs: the longest piece that ends in a state is its own
+# when LENGTH > 0; LINK is the state of the next shorter one, 0 after the last.
+BASE, PARENT, FAIL, LINK, LENGTH, COST, PIECE, DEPTH = range(8)
+COLUMNS = 8
+BYTES = 256
+ROOT = 0
+CROWDED = 64  # tries after which the search for gaps starts further on
+
+
+def build(pieces: Sequence[bytes], costs: np.ndarray) -> np.ndarray:
+    """The automaton of `pieces`, which must hold all 256 bytes, without repetition.
+
+    Args:
+        costs: int32 [pieces], what using a piece costs.
+    Returns:
+        int32 [states, 8], rows as the columns above say; state 0 is the root, which has a child for every byte.
+    Raises:
+        TokenizerError: a byte is missing, or a piece is empty or there twice.
+    """
+    order = sorted(range(len(pieces)), key=pieces.__getitem__)
+    lengths = np.fromiter((len(pieces[i]) for i in order), np.int64, len(pieces))
+    text = np.frombuffer(b"".join(pieces[i] for i in order), np.uint8)
+    ends = np.cumsum(lengths)
+    parent, byte, piece, depth = _trie(text, ends - lengths, lengths, np.array(order, np.int32))
+    if (lengths == 0).any() or np.count_nonzero(piece >= 0) != len(pieces):
+        raise TokenizerError("a vocabulary's pieces must be different and not empty")
+    if np.count_nonzero((depth == 1) & (piece >= 0)) != BYTES:
+        raise TokenizerError("a vocabulary must hold all 256 bytes")
+    by_depth = np.argsort(depth, kind="stable").astype(np.int32)
+    children = np.argsort(parent[1:], kind="stable").astype(np.int32) + 1
+    starts = np.searchsorted(parent[children], np.arange(len(parent) + 1)).astype(np.int64)
+    place, bases, used = _double_array(by_depth, children, starts, byte)
+    return _rows(place, bases, used, by_depth, parent, byte, piece, depth, np.asarray(costs, np.int32))
+
+
+@compiled
+def _trie(text, starts, lengths, pieces):
+    """Nodes of the trie of sorted keys, a parent before its children, siblings in the order of their bytes."""
+    longest = 1
+    total = 1
+    for i in range(len(starts)):
+        longest = max(longest, lengths[i])
+        total += lengths[i]
+    parent = np.full(total, -1, np.int32)
+    byte = np.zeros(total, np.int32)
+    piece = np.full(total, -1, np.int32)
+    depth = np.zeros(total, np.int32)
+    path = np.zeros(longest + 1, np.int32)
+    nodes = 1
+    for i in range(len(starts)):
+        shared = 0
+        if i > 0:
+            most = min(lengths[i], lengths[i - 1])
+            while shared < most and text[starts[i] + shared] == text[starts[i - 1] + shared]:
+                shared += 1
+        for j in range(shared, lengths[i]):
+            parent[nodes], byte[nodes], depth[nodes] = path[j], text[starts[i] + j], j + 1
+            path[j + 1] = nodes
+            nodes += 1
+        piece[path[lengths[i]]] = pieces[i]
+    return parent[:nodes], byte[:nodes], piece[:nodes], depth[:nodes]
+
+
+@compiled
+def _double_array(by_depth, children, starts, byte):
+    """Where each node stands, and the base of its children: the first gap that fits them all, shallow nodes first.
+
+    `following` leads from gap to gap; leaves have base 0."""
+    nodes = len(by_depth)
+    bases = np.zeros(nodes, np.int32)
+    size = 2 * nodes + 2 * BYTES
+    taken = np.zeros(size, np.uint8)
+    following = np.arange(1, size + 1).astype(np.int32)
+    place = np.zeros(nodes, np.int32)
+    taken[ROOT] = 1
+    head, used = 1, 1
+    for node in by_depth:
+        first, last = starts[node], starts[node + 1]
+        if first == last:
+            continue
+        lowest = byte[children[first]]
+        while taken[head]:
+            head = following[head]
+        at, before, tries = head, head, 0
+        base = -1
+        while base < 0:
+            while taken[at]:
+                at = following[at]
+                following[before] = at
+            if at + 2 * BYTES > size:
+                taken = np.concatenate((taken, np.zeros(size, np.uint8)))
+                following = np.concatenate((following, np.arange(size + 1, 2 * size + 1).astype(np.int32)))
+                size *= 2
+            base = at - lowest
+            k = first + 1
+            while base >= 0 and k < last:
+                if taken[base + byte[children[k]]]:
+                    base = -1
+                k += 1
+            before, at, tries = at, following[at], tries + 1
+        if tries > CROWDED:
+            head = following[head]
+        bases[node] = base
+        for k in range(first, last):
+            place[children[k]] = base + byte[children[k]]
+            taken[place[children[k]]] = 1
+        used = max(used, base + BYTES)
+    return place, bases, used
+
+
+@compiled
+def _rows(place, bases, used, by_depth, parent, byte, piece, depth, costs):
+    """Rows of all states; failure and output links shallow states first, since a child's failure follows its
+    parent's. A base plus any byte stays inside the table."""
+    rows = np.zeros((used, COLUMNS), np.int32)
+    rows[:, PARENT] = -1
+    for node in by_depth:
+        rows[place[node], BASE] = bases[node]
+        if node > 0:
+            rows[place[node], PARENT] = place[parent[node]]
+    for node in by_depth[1:]:
+        state, above = place[node], place[parent[node]]
+        fail = ROOT
+        if above != ROOT:
+            back = rows[above, FAIL]
+            while True:
+                target = rows[back, BASE] + byte[node]
+                if rows[target, PARENT] == back:
+                    fail = target
+                    break
+                if back == ROOT:
+                    break
+                back = rows[back, FAIL]
+        rows[state, FAIL] = fail
+        rows[state, DEPTH] = depth[node]
+        rows[state, LINK] = fail if rows[fail, LENGTH] > 0 else rows[fail, LINK]
+        rows[state, PIECE] = piece[node]
+        if piece[node] >= 0:
+            rows[state, LENGTH] = depth[node]
+            rows[state, COST] = costs[piece[node]]
+    return rows
