@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 
+import torch
+
 _MASK = (1 << 64) - 1
 _seed = 0
-_first_token = 0
+_first_token: int | torch.Tensor = 0
 _site = 0
 
 
@@ -22,8 +24,11 @@ def set_seed(seed: int) -> None:
     set_position(0)
 
 
-def set_position(first_token: int) -> None:
-    """Start of a forward pass whose first token is number `first_token` of the whole training."""
+def set_position(first_token: int | torch.Tensor) -> None:
+    """Start of a forward pass whose first token is number `first_token` of the whole training.
+
+    On a GPU that may be an int64 tensor with one element there, so that a captured pass draws anew each time.
+    """
     global _first_token, _site
     _first_token, _site = first_token, 0
 
@@ -39,20 +44,21 @@ def mix(*numbers: int) -> int:
     return key
 
 
-def next_stream(elements_per_token: int) -> tuple[int, int]:
-    """Key and first counter for a call that draws `elements_per_token` numbers for each token in order."""
+def next_stream(elements_per_token: int) -> tuple[int, int | torch.Tensor, int]:
+    """Seed, offset and stride (see kernels.dropout) for a call that draws `elements_per_token` numbers for each token
+    in order."""
     global _site
     _site += 1
-    return mix(_seed, _site), _first_token * elements_per_token
+    return mix(_seed, _site), _first_token, elements_per_token
 
 
-def state() -> tuple[int, int]:
+def state() -> tuple[int | torch.Tensor, int]:
     """Position and number of streams given out since, for `restored`."""
     return _first_token, _site
 
 
 @contextlib.contextmanager
-def restored(saved: tuple[int, int]):
+def restored(saved: tuple[int | torch.Tensor, int]):
     """Within this context streams are given out as they were after `saved`; afterwards as before."""
     global _first_token, _site
     before = state()

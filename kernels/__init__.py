@@ -145,10 +145,11 @@ rope = Kernel("rope", """Rotary position embedding (arXiv 2104.09864).
 
 dropout = Kernel("dropout", """Zeroes element i with probability p, scales the others by 1 / (1 - p).
 
-    apply(x, p, seed, offset) -> y       (its own gradient: apply it to dy)
+    apply(x, p, seed, offset, stride=1) -> y       (its own gradient: apply it to dy)
     uniform(like, seed, offset) -> u     (the float32 numbers in [0, 1) it draws; an element stays where u >= p)
     Element i (in contiguous order) draws the first word of Philox-4x32-10 with 64-bit key `seed` and 64-bit counter
-    `offset + i`, as triton.language.rand(seed, offset + i). On a GPU both may be int64 tensors with one element.
+    `offset * stride + i`, as triton.language.rand(seed, offset * stride + i) does; uniform's stride is 1. On a GPU
+    seed and offset may be int64 tensors with one element.
     """)
 
 swiglu = Kernel("swiglu", """y = silu(gate) * up for h = [gate | up] (arXiv 2002.05202).

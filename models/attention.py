@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from engine import Dropout, Linear, Module, RMSNorm, Tensor, ops
-from models.cache import KVCache, project, rms_norm
+from models.cache import DeviceCache, KVCache, project, rms_norm
 from models.config import ModelConfig
 from models.rotary import rotary_table
 
@@ -54,3 +54,16 @@ class GroupedQueryAttention(Module):
         if c.qk_norm:
             q, k = rms_norm(q, self.q_norm.gain, c.norm_eps), rms_norm(k, self.k_norm.gain, c.norm_eps)
         return x + project(cache.attend(layer, q, k, v), self.out.weight)
+
+    def decode(self, x: Tensor, cache: DeviceCache, layer: int) -> Tensor:
+        """`step` on a GPU: x [1, T, d_model], T = 1 unless the cache is empty -> [1, T, d_model]."""
+        c = self.config
+        qkv = ops.rms_norm_linear(x, self.norm.gain, self.qkv.weight, c.norm_eps)
+        heads = qkv.reshape(1, x.shape[1], -1, c.head_dim)
+        first_key, first_value = c.n_heads, c.n_heads + c.n_kv_heads
+        q, k, v = heads[:, :, :first_key], heads[:, :, first_key:first_value], heads[:, :, first_value:]
+        if c.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        cos, sin = self.rotary()
+        q, k = ops.rope(q, cos, sin, cache.length), ops.rope(k, cos, sin, cache.length)
+        return self.out(cache.attend(layer, q, k, v), residual=x)

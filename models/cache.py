@@ -1,6 +1,7 @@
-"""Decoding with a cache: the arithmetic of a few new rows, in NumPy.
+"""Keys and values of a text that grows: a cache for the CPU with the arithmetic of a few new rows, one for a GPU.
 
-A kernel's launch costs more than the few hundred numbers of one token, so a step calls none: arrays in, arrays out.
+On the CPU a kernel's launch costs more than the few hundred numbers of one token, so a step calls none: NumPy arrays
+in, arrays out.
 
 Shapes: T new tokens, S tokens in all, H query heads, K key heads, G = H / K, D features per head.
 """
@@ -10,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from engine import Parameter
+import kernels
+from engine import Parameter, Tensor, ops
 from models.config import ModelConfig
 from models.rotary import rotary_table
 
@@ -62,6 +64,41 @@ class KVCache:
         scores /= scores.sum(axis=-1, keepdims=True)
         mixed = np.matmul(scores, values[:, :stop])
         return mixed.reshape(n_heads, new, head_dim).swapaxes(0, 1).reshape(new, n_heads * head_dim)
+
+
+class DeviceCache:
+    """Keys (normed and rotated) and values of one sequence on a GPU, for every layer.
+
+    Attributes:
+        length: tokens that every layer has seen.
+    """
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device):
+        shape = (config.n_layers, 2, 1, config.max_seq_len, config.n_kv_heads, config.head_dim)
+        self.store = kernels.empty(shape, dtype, device)
+        self.lengths = kernels.zeros((1,), torch.int32, device)
+        self.capacity = config.max_seq_len
+        self.length = 0
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Puts k and v at the end of the layer's part, and lets every new token see all up to itself.
+
+        Args:
+            q: [1, T, H, D], k and v [1, T, K, D], normed and rotated; T is 1, or the cache is empty.
+        Returns:
+            [1, T, H D].
+        """
+        new, n_heads, head_dim = q.shape[1:]
+        keys, values = self.store[layer]
+        part = slice(self.length, self.length + new)
+        keys[:, part].copy_(k.data)
+        values[:, part].copy_(v.data)
+        if new > 1:
+            packed = ops.cat([t.reshape(1, new, -1) for t in (q, k, v)], -1)
+            return ops.attention(packed, n_heads, k.shape[2])
+        self.lengths.fill_(part.stop)
+        mixed = kernels.decode_attention.forward(q.data.reshape(1, n_heads, head_dim), keys, values, self.lengths)
+        return Tensor(mixed.view(1, 1, n_heads * head_dim))
 
 
 def rms_norm(x: np.ndarray, gain: Parameter, eps: float) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 
 from engine import Dropout, Embedding, Linear, Module, Parameter, RMSNorm, Tensor, UserError, ops, recompute
 from models import parts
-from models.cache import KVCache, project, rms_norm
+from models.cache import DeviceCache, KVCache, project, rms_norm
 from models.config import ModelConfig
 from models.initialise import initialise
 
@@ -26,6 +26,9 @@ class Layer(Module):
 
     def step(self, x: np.ndarray, cache: KVCache, layer: int) -> np.ndarray:
         return self.feed_forward.step(self.attention.step(x, cache, layer), cache, layer)
+
+    def decode(self, x: Tensor, cache: DeviceCache, layer: int) -> Tensor:
+        return self.feed_forward(self.attention.decode(x, cache, layer))
 
 
 class Decoder(Module):
@@ -88,10 +91,27 @@ class Decoder(Module):
 
     def step(self, ids: Sequence[int], cache: KVCache) -> np.ndarray:
         """Logits [vocab_size] after the new tokens `ids`, which join the cache. No graph, no dropout."""
-        if not 1 <= len(ids) <= cache.capacity - cache.length:
-            raise UserError(f"the cache has room for {cache.capacity - cache.length} tokens: got {len(ids)}")
+        _need_room(cache, len(ids))
         x = self.embedding.weight.data.numpy()[np.asarray(ids, dtype=np.int64)]
         for index, layer in enumerate(self.layers):
             x = layer.step(x, cache, index)
         cache.length += len(ids)
         return project(rms_norm(x[-1:], self.norm.gain, self.config.norm_eps), self.output)[0]
+
+    def decode(self, ids: torch.Tensor, cache: DeviceCache) -> Tensor:
+        """`step` on a GPU, the logits [1, vocab_size] staying there.
+
+        Args:
+            ids: int64 [1, T]; T is 1, or the cache is empty.
+        """
+        _need_room(cache, ids.shape[1])
+        x = self.embedding(ids)
+        for index, layer in enumerate(self.layers):
+            x = layer.decode(x, cache, index)
+        cache.length += ids.shape[1]
+        return ops.rms_norm_linear(x[:, -1], self.norm.gain, self.output, self.config.norm_eps)
+
+
+def _need_room(cache: KVCache | DeviceCache, tokens: int) -> None:
+    if not 1 <= tokens <= cache.capacity - cache.length:
+        raise UserError(f"the cache has room for {cache.capacity - cache.length} tokens: got {tokens}")

@@ -6,15 +6,12 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-import torch
-
-from engine import UserError, no_grad
-from models.cache import KVCache
+from engine import UserError
 from models.command import Parser, exit_code
 from models.decoder import Decoder
+from models.decoding import decoding
 from models.run_folder import load_run
-from models.sampling import Sampling, draw, probabilities
+from models.sampling import Sampling
 from tokenizer import StreamDecoder, Tokenizer
 
 
@@ -26,27 +23,6 @@ def window_start(length: int, capacity: int) -> int:
     """
     hop = max(1, capacity // 2)
     return max(0, -(-(length - capacity) // hop)) * hop
-
-
-def next_logits(model: Decoder, ids: Sequence[int]) -> np.ndarray:
-    """Logits [vocab_size] after `ids`, by a whole forward pass."""
-    with no_grad():
-        return model(torch.tensor([list(ids)], dtype=torch.int64, device=model.device)).numpy()[0, -1]
-
-
-class CachedLogits:
-    """Logits after a text that grows at its end; keeps keys and values of what it has seen."""
-
-    def __init__(self, model: Decoder):
-        self.model = model
-        self.cache = KVCache(model.config)
-        self.start = 0
-
-    def __call__(self, ids: Sequence[int], start: int) -> np.ndarray:
-        """Logits [vocab_size] after ids[start:]; `ids` begins with those of the last call."""
-        if start != self.start:
-            self.start, self.cache.length = start, 0
-        return self.model.step(ids[start + self.cache.length:], self.cache)
 
 
 def generate_ids(model: Decoder, ids: Sequence[int], max_new_tokens: int, sampling: Sampling = Sampling(),
@@ -66,13 +42,11 @@ def generate_ids(model: Decoder, ids: Sequence[int], max_new_tokens: int, sampli
         raise UserError(f"ids must be in 0..{model.config.vocab_size - 1}: got {min(ids)} to {max(ids)}")
     was_training = model.training
     model.eval()
-    rng = np.random.default_rng(seed)
-    cached = CachedLogits(model) if use_cache else None
+    source = decoding(model, sampling, seed, n_ids, use_cache)
     try:
         for _ in range(max_new_tokens):
             start = window_start(len(ids), model.config.max_seq_len)
-            logits = cached(ids, start) if cached else next_logits(model, ids[start:])
-            new = draw(probabilities(logits[:n_ids], ids[start:], sampling), rng)
+            new = source.next(ids, start)
             if new == stop:
                 return
             ids.append(new)

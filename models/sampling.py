@@ -11,6 +11,8 @@ import torch
 import kernels
 from engine.errors import UserError
 
+NOT_FINITE = "the model's logits are not finite: its weights are damaged"
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -53,7 +55,7 @@ def probabilities(logits: np.ndarray, context: Sequence[int], sampling: Sampling
         scores, seen, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p,
         repetition_penalty=sampling.repetition_penalty)[0].numpy()
     if np.isnan(weights[0]):
-        raise FloatingPointError("the model's logits are not finite: its weights are damaged")
+        raise FloatingPointError(NOT_FINITE)
     return weights
 
 

@@ -1,5 +1,7 @@
 """A GPU's training step, run in Triton's interpreter, against the same step with bfloat16 emulated on the CPU."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -26,9 +28,9 @@ def batch(seed: int, documents: bool) -> Batch:
     return Batch(ids, targets, starts if documents else None, 0, predicted, predicted, np.full(3, 8, np.int64))
 
 
-def stepped(kind, working, documents: bool, **options):
+def stepped(kind, working, documents: bool, dropout: float = 0.0, **options):
     """Loss and gradient norm of two steps of two micro-batches each, the gradients of the first, and the optimizer."""
-    model = Decoder(TINY, seed=1)
+    model = Decoder(replace(TINY, dropout=dropout), seed=1)
     optimizer = AdamW(model, clip_norm=1.0, working=working)
     step = kind(model, optimizer, next_token_loss, 2, **options)
     first = step(batch(0, documents), 1e-2)
@@ -43,13 +45,21 @@ def test_steps_in_bfloat16_are_those_emulated(documents):
     with precision("bf16-emulated", "cpu").active():
         emulated, expected, _ = stepped(HostStep, torch.float32, documents)
     _, exact, _ = stepped(HostStep, None, documents)
-    np.testing.assert_allclose(ours[0, 0], emulated[0, 0], rtol=2e-4)
-    np.testing.assert_allclose(ours[0, 1], emulated[0, 1], rtol=0.01)
+    np.testing.assert_allclose(ours[0, 0], emulated[0, 0], rtol=1e-6)
+    np.testing.assert_allclose(ours[0, 1], emulated[0, 1], rtol=1e-5)
     apart, rounding = (gradients - expected).norm(), (expected - exact).norm()
-    assert apart < 0.85 * rounding < 0.03 * exact.norm(), (apart, rounding)
+    assert apart < 0.05 * rounding < 0.05 * 0.03 * exact.norm(), (apart, rounding)
     assert optimizer.updates == 2
     working, weights = optimizer.arena.working, optimizer.arena.weights
     assert working.dtype == torch.bfloat16 and torch.equal(working, weights.to(torch.bfloat16))
+
+
+def test_dropout_draws_the_same_masks_from_a_position_in_the_devices_memory():
+    with kernels.programs("gpu"):
+        ours, gradients, _ = stepped(DeviceStep, None, False, 0.3, capture=False)
+    expected, expected_gradients, _ = stepped(HostStep, None, False, 0.3)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5)
+    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-3, atol=1e-5)
 
 
 def test_a_loss_that_is_not_finite_changes_nothing():

@@ -11,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models_samples import disturbed, written_run
 
+import kernels
 from engine import UserError
 from models import chat, generate
 from models.cache import KVCache
 from models.config import ModelConfig
 from models.decoder import Decoder
-from models.generate import generate_ids, generate_text, next_logits, window_start
+from models.decoding import DeviceDecoding, next_logits
+from models.generate import generate_ids, generate_text, window_start
 from models.sampling import Sampling, draw, probabilities
 from tokenizer import ByteTokenizer
 
@@ -33,6 +35,29 @@ def test_cache_changes_no_greedy_id(changes, context):
     cached = list(generate_ids(model, ids, 40, GREEDY))
     assert cached == list(generate_ids(model, ids, 40, GREEDY, use_cache=False))
     assert len(cached) == 40 and len(set(cached)) > 1
+
+
+@pytest.mark.parametrize("changes", [{}, {"qk_norm": False, "tie_embeddings": True}])
+def test_decoding_on_a_gpu_changes_no_greedy_id(changes):
+    model = disturbed(CONFIG.with_(max_seq_len=8, **changes)).eval()
+    ids = [5, 7, 11]
+    with kernels.programs("gpu"):
+        source = DeviceDecoding(model, GREEDY, 0, 300)
+        for _ in range(8):
+            ids.append(source.next(ids, window_start(len(ids), 8)))
+    assert ids[3:] == list(generate_ids(model, ids[:3], 8, GREEDY))
+
+
+def test_drawing_on_a_gpu_keeps_to_the_filters():
+    model = disturbed(CONFIG.with_(max_seq_len=8)).eval()
+    with kernels.programs("gpu"):
+        source = DeviceDecoding(model, Sampling(temperature=2.0, top_k=1, repetition_penalty=1e9), 3, 17)
+        first = source.next([4], 0)
+        ids = [4, first, source.next([4, first], 0)]
+        assert len(set(ids)) == 3 and max(ids) < 17
+        model.norm.gain.data.fill_(float("nan"))
+        with pytest.raises(FloatingPointError, match="not finite"):
+            source.next(ids, 0)
 
 
 def test_steps_of_any_size_give_the_logits_of_one_pass():

@@ -60,9 +60,7 @@ def accumulate(model: Module, optimizer: AdamW, batch: Batch, micro_rows: int, l
 
 class DeviceStep:
     """Steps on a GPU, each micro-batch shape and the update a captured graph: nothing is allocated, and nothing waits
-    for the GPU until the loss is read at the end.
-
-    A model with dropout runs without capture, as its masks come from numbers that the host counts.
+    for the GPU until the loss is read at the end. Dropout's masks come from a position in the GPU's memory.
 
     Args:
         capture: False runs the same work without graphs.
@@ -70,7 +68,7 @@ class DeviceStep:
 
     def __init__(self, model: Module, optimizer: AdamW, loss: LossFunction, micro_rows: int, capture: bool = True):
         self.model, self.optimizer, self.loss, self.micro_rows = model, optimizer, loss, micro_rows
-        self.capture = capture and not getattr(model.config, "dropout", 0.0)
+        self.capture = capture
         self.device = optimizer.arena.weights.device
         self.total = kernels.zeros((1,), torch.float32, self.device)
         self.places: dict[tuple, _Place] = {}
@@ -121,12 +119,14 @@ class _Place:
         self.sources = {name: _Source(buffer) for name, buffer in buffers.items()}
         self.normalizer = kernels.zeros((1,), torch.float32, step.device)
         self.normalizer.fill_(1.0)
+        self.position = kernels.zeros((1,), torch.int64, step.device)
         self.step = step
         self.work = Captured(self._pass) if step.capture else self._pass
         if step.capture:
             self.work.prepare()
 
     def _pass(self) -> None:
+        random.set_position(self.position)
         loss = self.step.loss(self.step.model, self.batch, self.normalizer)
         kernels.elementwise.accumulate(self.step.total, loss.data.view(1))
         loss.backward()
@@ -135,7 +135,7 @@ class _Place:
         for name, source in self.sources.items():
             source.send(getattr(micro, name))
         self.normalizer.fill_(float(max(1, predicted)))
-        random.set_position(micro.first_token)
+        self.position.fill_(micro.first_token)
         self.work()
 
 

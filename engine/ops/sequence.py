@@ -30,14 +30,15 @@ def rope(x: Tensor, cos: torch.Tensor, sin: torch.Tensor, first: int = 0) -> Ten
 
     Args:
         x: (B, T, H, D).
-        cos, sin: buffers (positions, R / 2), R at most D, in the dtype of x.
+        cos, sin: buffers (positions, R / 2), R at most D, in the dtype of x, or in float32 beside half precision.
         first: position of the first token.
     """
     tokens = x.shape[1] if x.ndim == 4 else -1
     if x.ndim != 4 or cos.shape != sin.shape or cos.ndim != 2 or not 0 < 2 * cos.shape[1] <= x.shape[3]:
         raise UserError("rope: x must be (B, T, H, D) and cos and sin (positions, D / 2) or narrower, "
                         f"got {x.shape}, {tuple(cos.shape)} and {tuple(sin.shape)}")
-    if not 0 <= first <= len(cos) - tokens or cos.dtype != x.dtype:
+    fits = cos.dtype == x.dtype or x.dtype.itemsize < cos.dtype.itemsize == 4
+    if not (fits and 0 <= first <= len(cos) - tokens):
         raise UserError(f"rope: positions {first} to {first + tokens - 1} in {x.dtype} need a table that holds them, "
                         f"got {len(cos)} positions in {cos.dtype}")
     part = slice(first, first + tokens)

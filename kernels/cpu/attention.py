@@ -25,7 +25,7 @@ from .gemm import multiply
 from .heads import copy_heads, delta_rows, give_heads, give_heads_partly, store_heads, store_output, take_heads
 from .lanes import add_lanes, lane_buffers
 from .launch import launch, launch_ranges, prepared, scratch, threads
-from .rounding import rounded
+from .rounding import emulating, rounded
 
 QUERY_BLOCK = 64
 SCORE_ELEMENTS = 200_000  # of a program's score block: a program should do more than call kernels
@@ -177,9 +177,12 @@ class _Setting:
 
     def take_queries(self, part: slice, block: _Block, rstd: np.ndarray) -> None:
         scale = self.eps.dtype.type(1 / math.sqrt(self.dim))
+        late = emulating()  # a GPU stores queries as they are, and scales scores
         take_heads(self.packed[part], block.span.first, self.heads, 0, self.group, self.normed, self.eps, self.q_gain,
-                   self.cos, self.sin, scale, block.q_rows, rstd)
-        rounded(block.q)
+                   self.cos, self.sin, self.eps.dtype.type(1) if late else scale, block.q_rows, rstd)
+        if late:
+            rounded(block.q)
+            block.q_rows *= scale
 
     def take_keys_values(self, part: slice, memory: _Memory) -> None:
         packed, key_column, value_column = self.packed[part], self.heads * self.dim, self.value_column
@@ -213,11 +216,22 @@ def forward(qkv: torch.Tensor, n_heads: int, n_kv_heads: int, cos=None, sin=None
             if setting.shaped:
                 shape_rows(block.s_rows, n, n_heads, first, low, starts, stops, setting.slopes, setting.cap)
             softmax_rows(block.s_rows, n, n_heads, first, low, starts, stops, work.inverse, part_lse)
-            multiply(rounded(block.s), block.v, block.out)
+            if emulating():
+                _sum_rounded(rounded(block.s), n, first, work.inverse, part_lse)
+            multiply(block.s, block.v, block.out)
             store_output(block.out_rows, work.inverse, n, first, n_heads, group, part_out)
 
     launch(program, len(parts))
     return out, lse
+
+
+def _sum_rounded(weights: torch.Tensor, n: int, first: int, inverse: np.ndarray, lse: np.ndarray) -> None:
+    """What `softmax_rows` says of sums, for weights that were rounded since, as a GPU sums those it multiplies."""
+    total = weights.numpy().sum(axis=-1).reshape(-1, n)
+    before = inverse[: total.size].reshape(total.shape)
+    np.copyto(total, 1, where=total == 0)
+    lse[:, first: first + n] += np.log(total * before, where=before > 0, out=np.zeros_like(total))
+    np.divide(1, total, out=before, where=before > 0)
 
 
 def backward(dout: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, qkv: torch.Tensor, n_heads: int,
@@ -259,9 +273,11 @@ def backward(dout: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, qkv: torc
             multiply(block.s_columns, block.do, block.dv, accumulate=True)
             multiply(block.ds_columns, block.q, block.dk, accumulate=True)
             multiply(block.ds, block.k, block.out)
-            rounded(block.out)
-            give(block.out_rows, first, n_heads, 0, group, setting.normed, setting.q_gain, setting.cos,
-                       setting.sin, scale, part_packed, work.rstd_q, part_d, dgain[0], work.work)
+            if emulating():
+                block.out_rows *= scale
+                rounded(block.out)
+            give(block.out_rows, first, n_heads, 0, group, setting.normed, setting.q_gain, setting.cos, setting.sin,
+                 one if emulating() else scale, part_packed, work.rstd_q, part_d, dgain[0], work.work)
         rounded(work.dk)
         give(work.dk_rows, 0, n_kv_heads, n_heads * dim, 1, setting.normed, setting.k_gain, setting.cos,
                    setting.sin, one, part_packed, work.rstd_k, part_d, dgain[1], work.work)

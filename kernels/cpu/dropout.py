@@ -43,14 +43,15 @@ def _drop(x, u, p, scale, y):
         y[i] = x[i] * scale if u[i] >= p else x.dtype.type(0)
 
 
-def apply(x: torch.Tensor, p: float, seed: int, offset: int) -> torch.Tensor:
+def apply(x: torch.Tensor, p: float, seed: int, offset: int, stride: int = 1) -> torch.Tensor:
     y = memory.empty(x.shape, x.dtype)
     source, out = as_vector(x), as_vector(y)
     threshold, scale, key = np.float32(p), source.dtype.type(0 if p == 1 else 1 / (1 - p)), np.uint64(seed)
+    first = offset * stride
 
     def program(part: slice):
         u = scratch("uniform", (part.stop - part.start,), torch.float32).numpy()
-        _uniform(key, np.uint64(offset + part.start), u)
+        _uniform(key, np.uint64(first + part.start), u)
         _drop(source[part], u, threshold, scale, out[part])
 
     launch_blocks(program, len(source), 1)

@@ -29,6 +29,11 @@ def bfloat16() -> Iterator[None]:
         _emulating = before
 
 
+def emulating() -> bool:
+    """Whether `rounded` rounds."""
+    return _emulating
+
+
 @compiled
 def _round_bits(bits):
     """To nearest, ties to even, on the bits of float32. A NaN stays one, as the quiet bit is in the upper half."""

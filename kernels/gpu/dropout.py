@@ -28,9 +28,9 @@ def _number(low, high):
 
 
 @triton.jit(do_not_specialize=NUMBERS)
-def _draw(x, y, count, p, scale, seed, seed_high, offset, offset_high, BLOCK: tl.constexpr):
+def _draw(x, y, count, p, scale, stride, seed, seed_high, offset, offset_high, BLOCK: tl.constexpr):
     element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    uniform = tl.rand(_number(seed, seed_high), _number(offset, offset_high) + element)
+    uniform = tl.rand(_number(seed, seed_high), _number(offset, offset_high) * stride + element)
     if x is None:
         result = uniform
     else:
@@ -41,22 +41,24 @@ def _draw(x, y, count, p, scale, seed, seed_high, offset, offset_high, BLOCK: tl
     tl.store(y + element, result.to(y.dtype.element_ty), mask=element < count)
 
 
-def apply(x: torch.Tensor, p: float, seed: int | torch.Tensor, offset: int | torch.Tensor) -> torch.Tensor:
+def apply(x: torch.Tensor, p: float, seed: int | torch.Tensor, offset: int | torch.Tensor,
+          stride: int = 1) -> torch.Tensor:
     y = memory.empty(x.shape, x.dtype, x.device)
-    _launch(contiguous(x), y, p, 0.0 if p == 1 else 1 / (1 - p), seed, offset)
+    _launch(contiguous(x), y, p, 0.0 if p == 1 else 1 / (1 - p), seed, offset, stride)
     return y
 
 
 def uniform(like: torch.Tensor, seed: int | torch.Tensor, offset: int | torch.Tensor) -> torch.Tensor:
     u = memory.empty(like.shape, torch.float32, like.device)
-    _launch(None, u, 0.0, 1.0, seed, offset)
+    _launch(None, u, 0.0, 1.0, seed, offset, 1)
     return u
 
 
-def _launch(x: torch.Tensor | None, y: torch.Tensor, p: float, scale: float, seed, offset) -> None:
+def _launch(x: torch.Tensor | None, y: torch.Tensor, p: float, scale: float, seed, offset,
+            stride: int) -> None:
     options = tuned("dropout", y.dtype)
-    launch(_draw, (triton.cdiv(y.numel(), options["BLOCK"]),), x, y, y.numel(), float(p), scale, *_words(seed),
-           *_words(offset), **options)
+    launch(_draw, (triton.cdiv(y.numel(), options["BLOCK"]),), x, y, y.numel(), float(p), scale, stride,
+           *_words(seed), *_words(offset), **options)
 
 
 def _words(number: int | torch.Tensor) -> tuple[int, int] | tuple[torch.Tensor, None]:
