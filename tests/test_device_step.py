@@ -38,13 +38,13 @@ def stepped(kind, working, documents: bool, dropout: float = 0.0, **options):
     return np.array([first, step(batch(1, documents), 1e-2)]), gradients, optimizer
 
 
-@pytest.mark.parametrize("documents", [False, True])
-def test_steps_in_bfloat16_are_those_emulated(documents):
+@pytest.mark.parametrize("documents, dropout", [(False, 0.0), (True, 0.0), (False, 0.3)])
+def test_steps_in_bfloat16_are_those_emulated(documents, dropout):
     with kernels.programs("gpu"):
-        ours, gradients, optimizer = stepped(DeviceStep, torch.bfloat16, documents, capture=False)
+        ours, gradients, optimizer = stepped(DeviceStep, torch.bfloat16, documents, dropout, capture=False)
     with precision("bf16-emulated", "cpu").active():
-        emulated, expected, _ = stepped(HostStep, torch.float32, documents)
-    _, exact, _ = stepped(HostStep, None, documents)
+        emulated, expected, _ = stepped(HostStep, torch.float32, documents, dropout)
+    _, exact, _ = stepped(HostStep, None, documents, dropout)
     np.testing.assert_allclose(ours[0, 0], emulated[0, 0], rtol=1e-6)
     np.testing.assert_allclose(ours[0, 1], emulated[0, 1], rtol=1e-5)
     apart, rounding = (gradients - expected).norm(), (expected - exact).norm()

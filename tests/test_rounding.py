@@ -83,3 +83,26 @@ def precision_fits(name: str, device: str) -> bool:
         return precision(name, device).name == name
     except UserError:
         return False
+
+
+def test_experts_in_bfloat16_are_those_emulated():
+    rng = np.random.default_rng(0)
+    x, dy, gate_up, down, indices = (torch.from_numpy(rng.standard_normal(shape, np.float32)).bfloat16() for shape in
+                                     ((12, 16), (12, 16), (3, 24, 16), (3, 16, 12), (12, 3)))
+    chosen = indices.float().argsort(1)[:, :2].contiguous()
+    gates = torch.from_numpy(rng.random((12, 2), np.float32))
+
+    def both_ways(dtype):
+        groups = kernels.routing.group(chosen, 3)
+        weights = gate_up.to(dtype), down.to(dtype)
+        y, h = kernels.experts.forward(x.to(dtype), gates, groups, *weights)
+        into = tuple(torch.zeros(w.shape) for w in weights)
+        dx, dgates, _, _ = kernels.experts.backward(dy.to(dtype), x.to(dtype), gates, groups, *weights, h, into)
+        return [kernels.rounded(t.float()) for t in (y, h, dx)] + [dgates, *into]
+
+    with kernels.programs("gpu"):
+        ours = both_ways(torch.bfloat16)
+    with kernels.emulated_bfloat16():
+        emulated = both_ways(torch.float32)
+    for a, b in zip(ours, emulated, strict=True):
+        assert (a - b).norm() < 1e-3 * b.norm()

@@ -14,6 +14,7 @@ from .compiled import compiled, exp
 from .gemm import multiply
 from .grouped_linear import WeightGradients, combine_rows, gather_rows, piece_rows, pieces
 from .launch import launch_ranges, scratch
+from .rounding import rounded
 from .rows import as_rows, as_vector, launch_rows
 from .swiglu_linear import activate_rows
 
@@ -60,8 +61,10 @@ def forward(x: torch.Tensor, gates: torch.Tensor, groups: Groups, gate_up: torch
             active = scratch("active", (n, inner), x.dtype)[: end - first]
             gather_rows(array_x, pairs[first:end], choices, gathered.numpy())
             multiply(gathered, gate_up[expert].t(), h[first:end])
+            rounded(h[first:end])
             activate_rows(array_h[first:end], active.numpy())
-            multiply(active, down[expert].t(), z[first:end])
+            multiply(rounded(active), down[expert].t(), z[first:end])
+            rounded(z[first:end])
 
     launch_ranges(program, rows)
     _combine(z, place, as_rows(gates), residual, y)
@@ -89,12 +92,13 @@ def backward(dy: torch.Tensor, x: torch.Tensor, gates: torch.Tensor, groups: Gro
             dh = scratch("dh", (n, 2 * inner), x.dtype)[: end - first]
             gather_rows(array_dy, part, choices, gathered.numpy())
             multiply(gathered, down[expert], d_active)
-            _activation_backward_rows(d_active.numpy(), array_h[first:end], part, gate, active.numpy(), dh.numpy(),
-                                      dgate)
-            ddown.add(lane, expert, gathered, active)
+            _activation_backward_rows(rounded(d_active).numpy(), array_h[first:end], part, gate, active.numpy(),
+                                      dh.numpy(), dgate)
+            ddown.add(lane, expert, gathered, rounded(active))
             gather_rows(array_x, part, choices, gathered.numpy())
-            dgate_up.add(lane, expert, dh, gathered)
+            dgate_up.add(lane, expert, rounded(dh), gathered)
             multiply(dh, gate_up[expert], dx_rows[first:end])
+            rounded(dx_rows[first:end])
 
     launch_ranges(program, rows)
     _combine(dx_rows, place, np.ones((rows // choices, choices), array_x.dtype), None, dx)

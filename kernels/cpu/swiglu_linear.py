@@ -9,6 +9,7 @@ from .compiled import compiled, exp
 from .gemm import block_rows, blocks, multiply, multiply_add
 from .lanes import WeightGradient
 from .launch import launch, launch_ranges, scratch
+from .rounding import rounded
 from .rows import as_rows
 
 
@@ -52,6 +53,7 @@ def forward(h: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None
         part = rows_h[rows]
         active = scratch("active", (len(part), width), h.dtype)
         activate_rows(part, active.numpy())
+        rounded(active)
         if rows_r is None:
             multiply(active, weight.t(), rows_y[rows])
         else:
@@ -77,8 +79,8 @@ def backward(dy: torch.Tensor, h: torch.Tensor, weight: torch.Tensor,
             active = scratch("active", (len(part), width), h.dtype)
             d_active = scratch("d_active", (len(part), width), h.dtype)
             multiply(rows_dy[rows], weight, d_active)
-            backward_rows(d_active.numpy(), part, active.numpy(), rows_dh[rows])
-            dweight.add(lane, rows_dy[rows], active)
+            backward_rows(rounded(d_active).numpy(), part, active.numpy(), rows_dh[rows])
+            dweight.add(lane, rows_dy[rows], rounded(active))
 
     launch_ranges(program, grid)
     return dh, dweight.total()
