@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import csv
 import hashlib
 import inspect
@@ -29,6 +30,7 @@ import triton.language as tl
 from rich.console import Console
 from rich.progress import track
 
+from kernels import tf32_products
 from kernels.gpu.launch import Launch, recording
 
 from .gpu_case import GpuCase
@@ -67,10 +69,10 @@ def jobs(cases: dict[str, GpuCase] = CASES) -> list[Job]:
     """Every launch that the cases make, each once, under the first case that makes it."""
     found: dict[str, Job] = {}
     for case in cases.values():
-        for dtype in case.dtypes:
+        for dtype in (*case.dtypes, *(["tf32"] if case.tf32 else [])):
             for arch in ARCHITECTURES:
-                with recording(arch) as launches:
-                    case.run(dtype, "meta")
+                with recording(arch) as launches, tf32_products() if dtype == "tf32" else contextlib.nullcontext():
+                    case.run("float32" if dtype == "tf32" else dtype, "meta")
                 for launch in launches:
                     job = Job(case.name, dtype, arch, launch, key_of(launch, arch))
                     found.setdefault(job.key, job)

@@ -52,6 +52,7 @@ class GpuCase:
         traffic: traffic(n, itemsize) -> (forward, backward): bytes that must be read and written, n.d being a size.
         flops: flops(n) -> (forward, backward), of matrix products.
         rivals: name -> the same as `forward` in PyTorch; its backward is PyTorch's.
+        tf32: whether it is compiled for products of float32 with TF32 factors, too.
     """
 
     name: str
@@ -64,6 +65,7 @@ class GpuCase:
     traffic: Callable[[SimpleNamespace, int], tuple[int, int]] | None = None
     flops: Callable[[SimpleNamespace], tuple[int, int]] | None = None
     rivals: Mapping[str, Callable[[SimpleNamespace], Any]] = field(default_factory=dict)
+    tf32: bool = False
 
     def tensors(self, dtype: str, device: str) -> SimpleNamespace:
         """The buffers on a device, the same values every time; on "meta" they have none."""

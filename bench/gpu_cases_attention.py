@@ -20,7 +20,7 @@ def _slopes(shape, _sizes, device):
 
 def _attention(name: str, rows: int, tokens: int, heads: int, key_heads: int, dim: int, *, pairs: int = 0,
                documents: bool = False, alibi: bool = False, causal: bool = True,
-               dtypes: tuple[str, ...] = ("bfloat16",), **options) -> GpuCase:
+               dtypes: tuple[str, ...] = ("bfloat16",), tf32: bool = False, **options) -> GpuCase:
     """Args: pairs of features that are rotated, after a norm; 0 for neither. The options are the contract's."""
     buffers = {"qkv": Buffer("b t w"), "dout": Buffer("b t o")}
     if pairs:
@@ -47,24 +47,24 @@ def _attention(name: str, rows: int, tokens: int, heads: int, key_heads: int, di
         lambda b, result: kernels.attention.backward(b.dout, *result, b.qkv, *arguments(b)),
         {"b": rows, "t": tokens, "w": (heads + 2 * key_heads) * dim, "o": heads * dim, "d": dim, "r": pairs,
          "h": heads},
-        dtypes, ("document_ends",), traffic, lambda _: (products, 5 * products // 2),
+        dtypes, ("document_ends",), traffic, lambda _: (products, 5 * products // 2), tf32=tf32,
     )
 
 
 ATTENTION = [
-    _attention("attention", 64, 1024, 6, 6, 128, pairs=64, dtypes=("bfloat16", "float16", "float32")),
-    _attention("attention_64", 64, 1024, 12, 12, 64, dtypes=("bfloat16", "float32")),
+    _attention("attention", 64, 1024, 6, 6, 128, pairs=64, dtypes=("bfloat16", "float16", "float32"), tf32=True),
+    _attention("attention_64", 64, 1024, 12, 12, 64, dtypes=("bfloat16", "float32"), tf32=True),
     _attention("attention_grouped_documents", 64, 1024, 12, 4, 64, pairs=16, documents=True),
     _attention("attention_full_documents", 64, 1024, 12, 12, 64, documents=True, causal=False),
     _attention("attention_full", 4, 16_384, 6, 6, 128, causal=False),
     _attention("attention_options", 32, 2048, 6, 6, 128, documents=True, alibi=True, window=256, softcap=30.0),
     _attention("attention_32", 64, 1024, 24, 24, 32),
-    _attention("attention_256", 64, 1024, 3, 3, 256),
+    _attention("attention_256", 64, 1024, 3, 3, 256, dtypes=("bfloat16", "float32")),
     _attention("attention_short", 512, 128, 6, 6, 128, pairs=64, dtypes=("bfloat16", "float16")),
     _attention("attention_short_64", 512, 128, 12, 12, 64),
     _attention("attention_short_256", 256, 256, 12, 12, 64),
     _attention("attention_short_documents", 512, 128, 12, 4, 64, documents=True, alibi=True, softcap=30.0),
-    _attention("attention_short_float32", 1024, 64, 12, 12, 64, dtypes=("float32",)),
+    _attention("attention_short_float32", 1024, 64, 12, 12, 64, dtypes=("float32",), tf32=True),
     GpuCase(
         "rope", {"x": Buffer("b t h d"), "cos": Buffer("t r"), "sin": Buffer("t r")},
         lambda b: kernels.rope.rotate(b.x, b.cos, b.sin), None, {"b": 64, "t": 1024, "h": 12, "d": 64, "r": 32},

@@ -35,7 +35,7 @@ def _mixture(name: str, tokens: int, experts: int, k: int, inner: int, dtypes: t
                "dgate_up": Buffer("e 2*f d", dtype=torch.float32), "ddown": Buffer("e d f", dtype=torch.float32)}
     return GpuCase(name, buffers, forward, backward,
                    {"t": tokens, "d": WIDTH, "f": inner, "e": experts, "k": k}, dtypes, SHORT, traffic=_traffic,
-                   flops=lambda n: (6 * n.t * n.k * n.d * n.f, 12 * n.t * n.k * n.d * n.f))
+                   flops=lambda n: (6 * n.t * n.k * n.d * n.f, 12 * n.t * n.k * n.d * n.f), tf32=True)
 
 
 def _traffic(n, size):

@@ -58,7 +58,7 @@ def _newton_schulz(name: str, matrices: int, rows: int, columns: int, dtypes: tu
     return GpuCase(
         name, {"x": Buffer("n r c")}, lambda b: kernels.newton_schulz.orthogonalise(b.x, (POLYNOMIAL,) * 5), None,
         {"n": matrices, "r": rows, "c": columns}, dtypes,
-        flops=lambda n: (5 * n.n * (3 * short * short * long + short**3), 0),
+        flops=lambda n: (5 * n.n * (3 * short * short * long + short**3), 0), tf32="float32" in dtypes,
     )
 
 

@@ -35,8 +35,8 @@ def flaws(job: "aot.Job", line: dict[str, str]) -> list[str]:
     found = []
     if line["spills"] != "0":
         found.append(f"{line['spills']} spills")
-    half = any(kind in ("*bf16", "*fp16") for _, kind in job.launch.signature)
-    if half and "tl.dot(" in aot.source_of(job.launch.kernel) and line["tensor_core_instructions"] == "0":
+    fast = job.dtype == "tf32" or any(kind in ("*bf16", "*fp16") for _, kind in job.launch.signature)
+    if fast and "tl.dot(" in aot.source_of(job.launch.kernel) and line["tensor_core_instructions"] == "0":
         found.append("no tensor-core instructions")
     if int(line["widest_load"]) < 16 and job.launch.kernel.fn.__name__.lstrip("_") not in CASES[job.case].narrow:
         found.append(f"loads of {line['widest_load']} bytes at most")
