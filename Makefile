@@ -43,6 +43,7 @@ gpu: .venv/ready-gpu
 .venv/ready: .venv/torch pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet -e . $$(cat .venv/pip-options)
 	$(PY) -m kernels.cpu.warm
+	$(PY) -m tokenizer.warm
 	touch $@
 
 .venv/ready-test: .venv/ready

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from engine import UserError
+from tokenizer import TokenizerError
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,7 +31,7 @@ def exit_code(run: Callable[[], None]) -> int:
     try:
         run()
         sys.stdout.flush()
-    except UserError as error:
+    except (UserError, TokenizerError) as error:
         return told(2, str(error))
     except FloatingPointError as error:
         return told(1, str(error))

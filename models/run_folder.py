@@ -1,4 +1,4 @@
-"""Reading a run folder: config.toml, tokenizer.json, checkpoints/step-000600/{model.safetensors, state.json}."""
+"""Reading a run folder: config.toml, vocabulary.json, checkpoints/step-000600/{model.safetensors, state.json}."""
 
 from __future__ import annotations
 
@@ -84,11 +84,17 @@ def read_model_config(path: Path) -> ModelConfig:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """RUN/tokenizer.json."""
+    """The tokenizer of a run."""
     try:
-        return tokenizers.load(path / "tokenizer.json")
+        return tokenizers.load(vocabulary_file(path))
     except TokenizerError as error:
         raise UserError(str(error)) from None
+
+
+def vocabulary_file(path: Path) -> Path:
+    """RUN/vocabulary.json; runs of version 0.1 have it as tokenizer.json."""
+    file, older = path / "vocabulary.json", path / "tokenizer.json"
+    return older if older.is_file() and not file.exists() else file
 
 
 def read_state(checkpoint: Path) -> dict:

@@ -32,7 +32,7 @@ def written_run(path: Path, config: ModelConfig = RUN_CONFIG, steps: tuple[int, 
     """A run folder with checkpoints of `steps`, whose weights differ."""
     path.mkdir(parents=True)
     (path / "config.toml").write_text(tomli_w.dumps({"model": dataclasses.asdict(config), "run": {"seed": 1}}))
-    ByteTokenizer().save(path / "tokenizer.json")
+    ByteTokenizer().save(path / "vocabulary.json")
     for step in steps:
         folder = path / "checkpoints" / f"step-{step:06d}"
         folder.mkdir(parents=True)

@@ -14,7 +14,7 @@ from train import checkpoint, evaluate, pretrain
 from train.command import run_command
 
 ROOT = Path(__file__).parents[1]
-TINY = ["--seq-len", "16", "--batch-tokens", "64", "--steps", "4", "--set", "model.n_layers=1",
+TINY = ["--tokenizer", "bytes", "--seq-len", "16", "--batch-tokens", "64", "--steps", "4", "--set", "model.n_layers=1",
         "--set", "model.d_model=16", "--set", "model.n_heads=2", "--set", "model.d_ff=32", "--set",
         "run.sample_tokens=5", "--set", "checkpoint.every=2", "--set", "run.eval_every=-1"]
 
@@ -139,9 +139,9 @@ def test_another_vocabulary_on_resume(run, refused):
 
 
 def test_a_broken_vocabulary_file(run, refused):
-    content = json.loads((run / "tokenizer.json").read_text())
+    content = json.loads((run / "vocabulary.json").read_text())
     content["special"]["<|end|>"] = 300
-    (run / "tokenizer.json").write_text(json.dumps(content))
+    (run / "vocabulary.json").write_text(json.dumps(content))
     assert "special tokens" in refused(["--out", run, "--resume", "--steps", "8"])
 
 

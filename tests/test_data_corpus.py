@@ -16,7 +16,7 @@ from train.data import prepare, prepare_part
 from train.data import build as build_module
 from train.data import cache as cache_module
 from train.data.build import build, plan
-from train.data.corpus import _held_out
+from train.data.split import held_out
 from train.data.shards import Shards, token_dtype
 
 BYTE = ByteTokenizer()
@@ -327,8 +327,8 @@ def test_the_smaller_of_two_very_unequal_documents_is_held_out(tmp_path):
 def test_equal_documents_stay_together_unless_there_are_no_others():
     lengths = np.array([5, 5, 9, 5])
     hashes = np.array([7, 7, 2**63, 7], np.uint64) + np.uint64(2**60)
-    assert _held_out(hashes, lengths, 1e-6).tolist() in ([True, True, False, True], [False, False, True, False])
-    assert _held_out(hashes[:2], lengths[:2], 1e-6).tolist() == [False, True]
+    assert held_out(hashes, lengths, 1e-6).tolist() in ([True, True, False, True], [False, False, True, False])
+    assert held_out(hashes[:2], lengths[:2], 1e-6).tolist() == [False, True]
 
 
 def test_a_single_document_is_split_by_position(tmp_path):

@@ -22,9 +22,10 @@ from bench import cases
 from engine import ops
 from engine.ops import normalization
 from harness import examples
-from models.config import PRESETS
+from models.config import PRESETS, ModelConfig
 from test_cases import check_example, directional_derivatives
-from train import pretrain
+from tokenizer import SPECIAL_NAMES
+from train import presets, pretrain
 from train.folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
@@ -33,11 +34,11 @@ TOUR, TOUR_ZH = "docs/tour.md", "docs/tour.zh.md"
 PAGES = [README, README_ZH, CONTRIBUTING, TOUR, TOUR_ZH]
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES)
 FOLDERS = ["engine", "kernels", "tokenizer", "models", "train", "bench", "tests", "docs"]
-NOT_HERE = {"config.toml", "tokenizer.json", "metrics.jsonl", "loss.png", "optimizer.txt", "profile.txt", "state.json",
+NOT_HERE = {"config.toml", "vocabulary.json", "vocabulary.tables", "metrics.jsonl", "loss.png", "optimizer.txt", "profile.txt", "state.json",
             "checkpoints/*/state.json", "kernels/cpu/l2_norm.py", "kernels/gpu/NAME.py"}
 """Files that a run makes, and files that a reader makes."""
 OUR_COMMANDS = ["train.pretrain", "train.evaluate", "models.generate", "models.chat", "bench.step", "bench.ops",
-                "bench.time_to_loss"]
+                "bench.time_to_loss", "tokenizer.train", "tokenizer.inspect", "tokenizer.encode"]
 
 
 def text_of(page: str) -> str:
@@ -180,8 +181,11 @@ def flags_of(module: str, monkeypatch, capsys) -> set[str]:
     if importlib.util.find_spec(module) is None:
         pytest.fail(f"{module} does not exist")
     monkeypatch.setattr(sys, "argv", [module, "--help"])
+    command = importlib.import_module(module)
+    if not hasattr(command, "main"):
+        command = importlib.import_module(f"{module}.__main__")
     with pytest.raises(SystemExit):
-        importlib.import_module(module).main()
+        command.main()
     return set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
 
 
@@ -234,10 +238,19 @@ def test_what_was_measured_is_filled_in(page):
 @pytest.mark.parametrize("page", [README, README_ZH])
 def test_preset_table(page):
     rows = dict(re.findall(r"^\| `([\w.-]+)` \| ([\d,]+) \| ", text_of(page), re.MULTILINE))
-    assert rows == {name: f"{config.n_parameters():,}" for name, config in PRESETS.items()}
+    assert rows == {name: f"{with_its_vocabulary(name).n_parameters():,}" for name in PRESETS}
     for name, config in PRESETS.items():
         assert f"| {config.n_layers} x {config.d_model} | {config.max_seq_len:,} |" in text_of(page), name
-    assert f"{PRESETS['base-0.18b'].with_(vocab_size=264).n_parameters():,}" in text_of(page)
+    for name in ("demo", "base-0.18b"):
+        settings = presets.preset(name).tokenizer
+        assert f"{settings.vocab_size:,} " in text_of(page) and f"{settings.sample_mb:g} MB" in text_of(page)
+    assert f"{PRESETS['demo'].with_(vocab_size=264).n_parameters():,}" in text_of(page)
+
+
+def with_its_vocabulary(name: str) -> ModelConfig:
+    """The model of a preset as train.pretrain makes it."""
+    pieces = presets.preset(name).tokenizer.vocab_size or 256
+    return PRESETS[name].with_(vocab_size=pieces + len(SPECIAL_NAMES))
 
 
 @pytest.mark.parametrize("page", [README, README_ZH])

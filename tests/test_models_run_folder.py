@@ -64,7 +64,7 @@ DAMAGES = {
     "config not TOML": (write("config.toml", "a = ["), "config.toml: not TOML"),
     "config without model": (write("config.toml", "[run]\nseed = 1\n"), r"must have a \[model\] table, got run"),
     "unknown setting": (write("config.toml", "[model]\nlayers = 3\n"), "unknown model setting 'layers'"),
-    "no tokenizer": (remove("tokenizer.json"), "tokenizer.json"),
+    "no tokenizer": (remove("vocabulary.json"), "vocabulary.json"),
     "small vocabulary": (write("config.toml", "[model]\nvocab_size = 100\n"), "tokenizer's 264 ids: got 100"),
     "no checkpoint": (remove(STATE), "has no checkpoint yet"),
     "state not JSON": (write(STATE, "{"), "state.json: broken JSON"),

@@ -17,7 +17,8 @@ from train.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
 STEPS = 24
-TINY = ["--seq-len", "16", "--batch-tokens", "128", "--set", "model.n_layers=1", "--set", "model.d_model=16",
+TINY = ["--tokenizer", "bytes", "--seq-len", "16", "--batch-tokens", "128", "--set", "model.n_layers=1",
+        "--set", "model.d_model=16",
         "--set", "model.n_heads=2", "--set", "model.d_ff=32", "--set", "model.max_seq_len=16",
         "--set", "model.dropout=0.1",
         "--set", "data.micro_rows=3", "--set", "run.sample_tokens=5", "--set", "checkpoint.every=5",
@@ -71,7 +72,7 @@ def assert_same_end(one, other):
 
 def test_the_folder_of_a_run(whole):
     names = {path.name for path in whole.iterdir()}
-    assert names == {".lock", "config.toml", "tokenizer.json", "metrics.jsonl", "loss.png", "optimizer.txt", "samples",
+    assert names == {".lock", "config.toml", "vocabulary.json", "metrics.jsonl", "loss.png", "optimizer.txt", "samples",
                      "checkpoints"}
     assert list(checkpoints(whole)) == [15, 20, 24]
     assert (whole / "loss.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

@@ -89,7 +89,7 @@ def test_save_and_load(tmp_path):
     [
         ({"format": "other"}, "format is not 'loam-tokenizer'"),
         ({"version": 2}, "version must be 1, got 2"),
-        ({"kind": "word"}, r"kind must be one of \['byte'\], got 'word'"),
+        ({"kind": "word"}, r"kind must be one of \['byte', 'pieces'\], got 'word'"),
         ({"special": {"<|end|>": 7}}, "special tokens must be"),
     ],
 )

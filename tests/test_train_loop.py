@@ -120,7 +120,8 @@ def test_clock_and_printable():
     assert printable("a\x1b[2J\tb\n") == "a\ufffd[2J\tb\n"
 
 
-FLAGS = ["--seq-len", "16", "--batch-tokens", "64", "--set", "model.n_layers=2", "--set", "model.d_model=16", "--set",
+FLAGS = ["--tokenizer", "bytes", "--seq-len", "16", "--batch-tokens", "64",
+         "--set", "model.n_layers=2", "--set", "model.d_model=16", "--set",
          "model.n_heads=2", "--set", "model.d_ff=32", "--set", "run.sample_tokens=5", "--set", "run.eval_every=-1"]
 
 

@@ -2,7 +2,8 @@
 
 Aho and Corasick, "Efficient string matching: an aid to bibliographic search" (1975). The trie is a double array (Aoe,
 "An efficient digital search algorithm by using a double-array structure", 1989): the child of state s by byte c is
-base[s] + c, if that state's parent is s. What the search needs of a state stands in one row of 32 bytes.
+base[s] + c, if that state's parent is s. What a search needs of a state stands in one row of 32 bytes; best_path.py
+makes tables of its own from the rows.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ from tokenizer.compiled import compiled
 from tokenizer.interface import TokenizerError
 
 # Columns of a row. LINK, LENGTH, COST and PIECE describe outputs: the longest piece that ends in a state is its own
-# when LENGTH > 0; LINK is the state of the next shorter one, 0 after the last.
+# when LENGTH > 0; LINK is the state of the next shorter one, 0 after the last. BASE is 0 for states without children;
+# no two other states share one.
 BASE, PARENT, FAIL, LINK, LENGTH, COST, PIECE, DEPTH = range(8)
 COLUMNS = 8
+LAYOUT = 3  # of rows and of best_path.Tables; saved tables of another layout are made anew
 BYTES = 256
 ROOT = 0
 CROWDED = 64  # tries after which the search for gaps starts further on
+MOST_BYTES = 254  # of a piece: best_path.py keeps lengths in eight bits
+MOST_STATES = 1 << 27
 
 
 def build(pieces: Sequence[bytes], costs: np.ndarray) -> np.ndarray:
@@ -31,8 +36,9 @@ def build(pieces: Sequence[bytes], costs: np.ndarray) -> np.ndarray:
     Returns:
         int32 [states, 8], rows as the columns above say; state 0 is the root, which has a child for every byte.
     Raises:
-        TokenizerError: a byte is missing, or a piece is empty or there twice.
+        TokenizerError: a byte is missing, a piece is empty, too long or there twice, or there are too many.
     """
+    pieces = list(pieces)
     order = sorted(range(len(pieces)), key=pieces.__getitem__)
     lengths = np.fromiter((len(pieces[i]) for i in order), np.int64, len(pieces))
     text = np.frombuffer(b"".join(pieces[i] for i in order), np.uint8)
@@ -40,6 +46,11 @@ def build(pieces: Sequence[bytes], costs: np.ndarray) -> np.ndarray:
     parent, byte, piece, depth = _trie(text, ends - lengths, lengths, np.array(order, np.int32))
     if (lengths == 0).any() or np.count_nonzero(piece >= 0) != len(pieces):
         raise TokenizerError("a vocabulary's pieces must be different and not empty")
+    if lengths.max() > MOST_BYTES:
+        raise TokenizerError(f"a vocabulary's pieces must have at most {MOST_BYTES} bytes: got {lengths.max()}")
+    if len(parent) > MOST_STATES // 2:
+        raise TokenizerError(f"a vocabulary's pieces must have at most {MOST_STATES // 2:,} different beginnings: got "
+                             f"{len(parent):,}")
     if np.count_nonzero((depth == 1) & (piece >= 0)) != BYTES:
         raise TokenizerError("a vocabulary must hold all 256 bytes")
     by_depth = np.argsort(depth, kind="stable").astype(np.int32)
@@ -81,11 +92,12 @@ def _trie(text, starts, lengths, pieces):
 def _double_array(by_depth, children, starts, byte):
     """Where each node stands, and the base of its children: the first gap that fits them all, shallow nodes first.
 
-    `following` leads from gap to gap; leaves have base 0."""
+    `following` leads from gap to gap; leaves have base 0, other bases are used once."""
     nodes = len(by_depth)
     bases = np.zeros(nodes, np.int32)
     size = 2 * nodes + 2 * BYTES
     taken = np.zeros(size, np.uint8)
+    used_base = np.zeros(size, np.uint8)
     following = np.arange(1, size + 1).astype(np.int32)
     place = np.zeros(nodes, np.int32)
     taken[ROOT] = 1
@@ -105,9 +117,12 @@ def _double_array(by_depth, children, starts, byte):
                 following[before] = at
             if at + 2 * BYTES > size:
                 taken = np.concatenate((taken, np.zeros(size, np.uint8)))
+                used_base = np.concatenate((used_base, np.zeros(size, np.uint8)))
                 following = np.concatenate((following, np.arange(size + 1, 2 * size + 1).astype(np.int32)))
                 size *= 2
             base = at - lowest
+            if base <= 0 or used_base[base]:
+                base = -1
             k = first + 1
             while base >= 0 and k < last:
                 if taken[base + byte[children[k]]]:
@@ -116,7 +131,7 @@ def _double_array(by_depth, children, starts, byte):
             before, at, tries = at, following[at], tries + 1
         if tries > CROWDED:
             head = following[head]
-        bases[node] = base
+        bases[node], used_base[base] = base, 1
         for k in range(first, last):
             place[children[k]] = base + byte[children[k]]
             taken[place[children[k]]] = 1

@@ -7,58 +7,90 @@ character of UTF-8 there is none.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-OTHER, SPACE, NEWLINE, DIGIT, LETTER, MARK = range(6)
+SPACE, NEWLINE, DIGIT, LETTER, HAN, MARK = range(6)
 INSIDE = 6  # a continuation byte of UTF-8
 
-_KINDS = np.full(256, MARK, np.uint8)
-_KINDS[[9, 32]] = SPACE
-_KINDS[[10, 13]] = NEWLINE
-_KINDS[48:58] = DIGIT
-_KINDS[65:91] = _KINDS[97:123] = LETTER
-_KINDS[0x80:0xC0] = INSIDE
-_KINDS[0xC0:] = OTHER
+_BY_FIRST_BYTE = np.full(256, MARK, np.uint8)
+_BY_FIRST_BYTE[[9, 32]] = SPACE
+_BY_FIRST_BYTE[[10, 13]] = NEWLINE
+_BY_FIRST_BYTE[48:58] = DIGIT
+_BY_FIRST_BYTE[65:91] = _BY_FIRST_BYTE[97:123] = LETTER
+_BY_FIRST_BYTE[0x80:0xC0] = INSIDE
+_BY_FIRST_BYTE[0xC3:0xE2] = LETTER
+_BY_FIRST_BYTE[0xE3:0xEA] = _BY_FIRST_BYTE[0xF0] = HAN
+_BY_FIRST_BYTE[0xEA:0xEE] = LETTER
+
+# Code points whose kind is another than that of most with the same first byte: first, last, kind.
+_EXCEPTIONS = ((0xA0, 0xA0, SPACE), (0xD7, 0xD7, MARK), (0xF7, 0xF7, MARK),
+               (0x660, 0x669, DIGIT), (0x6F0, 0x6F9, DIGIT), (0x966, 0x96F, DIGIT),
+               (0x3000, 0x3000, SPACE), (0x3001, 0x3004, MARK), (0x3008, 0x3020, MARK), (0x3030, 0x3030, MARK),
+               (0x303D, 0x303F, MARK), (0x30A0, 0x30A0, MARK), (0x30FB, 0x30FB, MARK), (0xF900, 0xFAFF, HAN),
+               (0xFF10, 0xFF19, DIGIT), (0xFF21, 0xFF3A, LETTER), (0xFF41, 0xFF5A, LETTER), (0xFF66, 0xFF9F, HAN),
+               (0x1F000, 0x1FAFF, MARK))
+_FROM = np.array([first for first, _, _ in _EXCEPTIONS])
+_TO = np.array([last for _, last, _ in _EXCEPTIONS])
+_KIND = np.array([kind for _, _, kind in _EXCEPTIONS], np.uint8)
+_HAS_EXCEPTIONS = np.zeros(256, bool)
+_HAS_EXCEPTIONS[[chr(point).encode()[0] for first, last, _ in _EXCEPTIONS for point in (first, last)]] = True
 
 
-def _apart(*pairs: tuple[int, int]) -> np.ndarray:
-    table = np.zeros((6, 6), bool)
-    for left, right in pairs:
-        table[left, right] = True
+def _apart(*joined: tuple[int, int]) -> np.ndarray:
+    """bool [6, 6]: the pairs of kinds that are kept apart, given those that are not."""
+    table = np.ones((6, 6), bool)
+    table[tuple(np.transpose(joined))] = False
     return table
 
 
-ALL = range(6)
-_SINGLE_DIGITS = [(DIGIT, kind) for kind in ALL] + [(kind, DIGIT) for kind in ALL]
-_NEWLINE_LAST = [(NEWLINE, kind) for kind in ALL if kind != NEWLINE]
-_WORDS = [(a, b) for a in ALL for b in ALL if a != b and (a, b) not in {
-    (SPACE, OTHER), (SPACE, LETTER), (SPACE, MARK), (SPACE, NEWLINE), (MARK, NEWLINE), (OTHER, LETTER), (LETTER, OTHER)}]
+_ALL = [(left, right) for left in range(6) for right in range(6)]
+_DEFAULT = [(left, right) for left, right in _ALL
+            if DIGIT not in (left, right) and (left != NEWLINE or right == NEWLINE)]
+_WORDS = [(SPACE, SPACE), (NEWLINE, NEWLINE), (LETTER, LETTER), (HAN, HAN), (MARK, MARK), (SPACE, LETTER), (SPACE, HAN),
+          (SPACE, MARK), (MARK, LETTER), (SPACE, NEWLINE), (MARK, NEWLINE)]
 
 RULES = {
+    # Digits one by one, newlines only at the end of a piece; pieces may cross words. The recommended one.
+    "default": _apart(*_DEFAULT),
     # Pieces may hold anything.
-    "none": _apart(),
-    # Digits one by one, a newline only at the end of a piece; pieces may cross words. The recommended one.
-    "default": _apart(*_SINGLE_DIGITS, *_NEWLINE_LAST),
-    # At most one word, with the spaces before it.
-    "words": _apart(*_SINGLE_DIGITS, *_NEWLINE_LAST, *_WORDS),
-    # Letters and digits one by one, white space and marks alone: the seed system's rule, made for Chinese.
-    "characters": _apart(*_SINGLE_DIGITS, *[(a, b) for a in (LETTER, SPACE, NEWLINE, MARK) for b in ALL],
-                         *[(a, b) for a in ALL for b in (LETTER, SPACE, NEWLINE, MARK)]),
+    "none": _apart(*_ALL),
+    # At most one word, with the spaces and marks before it: " (word", "'t"; a run of Han characters is a word.
+    "words": _apart(*_WORDS),
+    # Everything but Han characters one by one: the seed system's rule, made for Chinese.
+    "characters": _apart((HAN, HAN)),
 }
 
 
 def kinds(text: np.ndarray) -> np.ndarray:
     """uint8 [bytes]: the kind of the character that each byte begins, INSIDE for the other bytes of a character.
 
-    Punctuation beyond ASCII is MARK: U+2000..U+206F, U+3000..U+303F and the full-width forms U+FF00..U+FF7F.
+    Kinds follow from Unicode's blocks, not from a property of each character. SPACE: blank, tab, no-break space,
+    ideographic space. NEWLINE: CR, LF. DIGIT: ASCII, full-width, Arabic and Devanagari ones. LETTER: alphabets,
+    syllables with spaces between words (Hangul), full-width letters. HAN: ideographs and kana. MARK: all else,
+    punctuation, symbols and emoji in any script.
     """
-    found = _KINDS[text]
-    second = np.empty_like(text)
-    second[:-1], second[-1:] = text[1:], 0
-    found[(text == 0xE2) & ((second == 0x80) | (second == 0x81))] = MARK
-    found[(text == 0xE3) & (second == 0x80)] = MARK
-    found[(text == 0xEF) & ((second == 0xBC) | (second == 0xBD))] = MARK
+    found = _BY_FIRST_BYTE[text]
+    places = np.flatnonzero(_HAS_EXCEPTIONS[text])
+    if len(places):
+        points = _code_points(text, places)
+        row = np.searchsorted(_FROM, points, "right") - 1
+        other = (row >= 0) & (points <= _TO[row])
+        found[places[other]] = _KIND[row[other]]
     return found
+
+
+def _code_points(text: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """int64: the code points of the characters of two bytes or more that begin at these places; 0 where one is cut
+    off. Meaningless for what is not UTF-8."""
+    first = text[places].astype(np.int64)
+    length = 2 + (first >= 0xE0) + (first >= 0xF0)
+    points = first & (0xFF >> (length + 1))
+    for step in range(1, 4):
+        at = np.minimum(places + step, len(text) - 1)
+        points = np.where(step < length, points << 6 | text[at] & 0x3F, points)
+    return np.where(places + length <= len(text), points, 0)
 
 
 def borders(text: np.ndarray, rule: str) -> np.ndarray:
@@ -74,6 +106,14 @@ def borders(text: np.ndarray, rule: str) -> np.ndarray:
     if len(starts) > 1:
         result[starts[1:]] = RULES[rule][found[starts[:-1]], found[starts[1:]]]
     return result
+
+
+def allowed(pieces: Sequence[bytes], rule: str) -> np.ndarray:
+    """bool [pieces]: which keep to a rule. Pieces must not be empty."""
+    starts = np.cumsum([0] + [len(piece) for piece in pieces])[:-1]
+    found = borders(np.frombuffer(b"".join(pieces), np.uint8), rule)
+    found[starts] = False
+    return ~np.logical_or.reduceat(found, starts) if len(pieces) else np.zeros(0, bool)
 
 
 def allows(piece: bytes, rule: str) -> bool:

@@ -7,45 +7,35 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tokenizer.interface import SPECIAL_NAMES, TokenizerError, to_utf8
+from tokenizer.base import BaseTokenizer, batch_bytes, check_count
+from tokenizer.interface import SPECIAL_NAMES, TokenizerError
 from tokenizer.storage import write_json
 
 BYTES = 256
 
 
-class ByteTokenizer:
+class ByteTokenizer(BaseTokenizer):
     """Ids 0..255 are the bytes, ids 256..263 the special tokens. Needs no training and loses nothing."""
 
     kind = "byte"
+    dtype = np.dtype(np.uint16)
     vocab_size = BYTES + len(SPECIAL_NAMES)
 
     def __init__(self) -> None:
         self.special = {name: BYTES + i for i, name in enumerate(SPECIAL_NAMES)}
         self.eod = self.special["<|end|>"]
 
-    def encode(self, text: str) -> np.ndarray:
-        """uint16 ids of the text's UTF-8 bytes (lone surrogates become U+FFFD)."""
-        return self.encode_bytes(to_utf8(text))
-
     def encode_bytes(self, data: bytes) -> np.ndarray:
         """uint16 ids, one for each byte."""
-        return np.frombuffer(data, dtype=np.uint8).astype(np.uint16)
+        return np.frombuffer(data, np.uint8).astype(self.dtype)
 
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Text of `ids` without special tokens; bytes that are not UTF-8 become U+FFFD."""
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+    def encode_batch(self, texts: Sequence[str | bytes], threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of all texts joined, and int64 [texts + 1] where each text's begin and where the last one's end."""
+        check_count("threads", threads)
+        data, starts = batch_bytes(self, texts)
+        return self.encode_bytes(data), starts
 
-    def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
-        """The bytes that `ids` stand for; special tokens stand for none. TokenizerError for an id out of range."""
-        ids = np.asarray(ids)
-        if ids.size == 0:
-            return b""
-        if ids.dtype.kind not in "iu":
-            raise TokenizerError(f"token ids must be integers, got {ids.dtype}")
-        ids = ids.reshape(-1)
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= self.vocab_size:
-            raise TokenizerError(f"token ids must be in 0..{self.vocab_size - 1}, got {low if low < 0 else high}")
+    def _joined(self, ids: np.ndarray) -> bytes:
         return ids[ids < BYTES].astype(np.uint8).tobytes()
 
     def token_bytes(self) -> np.ndarray:

@@ -35,6 +35,9 @@ class Tokenizer(Protocol):
     def encode_bytes(self, data: bytes) -> np.ndarray:
         """Ids of any bytes, valid UTF-8 or not."""
 
+    def encode_batch(self, texts: Sequence[str | bytes], threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of all texts joined, and int64 [texts + 1] where each text's begin and where the last one's end."""
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of `ids`; bytes that are not UTF-8 become U+FFFD."""
 

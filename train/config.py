@@ -17,6 +17,7 @@ from models.config import ModelConfig
 from train.errors import UserError
 from train.files import write_text
 from train.schedule import SCHEDULES
+from train.sections import CheckpointConfig, DataConfig, OptimConfig, RunConfig, TokenizerConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,71 +26,8 @@ else:
 
 DEVICES = ("auto", "cpu", "cuda")
 LENGTHS = ("steps", "minutes", "tokens")
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """`paths` empty means the Python standard library's source; `batch_tokens` counts a whole optimizer step.
-
-    `window` is the stretch of text that shuffling keeps whole (0: `seq_len`); `micro_rows` 0 means as many as fit."""
-
-    paths: list[str] = field(default_factory=list)
-    text_field: str = "text"
-    document_separator: str = ""
-    val_data: list[str] = field(default_factory=list)
-    val_fraction: float = 0.05
-    seq_len: int = 256
-    batch_tokens: int = 4096
-    window: int = 0
-    doc_mask: bool = False
-    micro_rows: int = 0
-    cache_dir: str = ""
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """AdamW and its schedule; `decay_fraction` is the last part of a "wsd" run."""
-
-    lr: float = 3e-3
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    clip_norm: float = 1.0
-    schedule: str = "cosine"
-    warmup_steps: int = 40
-    min_lr_ratio: float = 0.1
-    decay_fraction: float = 0.2
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """The length is the first of `steps`, `tokens`, `minutes` above 0; a run by minutes writes the steps it measured
-    into `steps`. `eval_every` and `sample_every` 0 mean a tenth and a fifth of the run, -1 only at the end;
-    `eval_tokens` 0 means all of the validation part; `threads` 0 means all cores. `device` auto is a GPU if there is
-    one; `precision` auto is bf16 on a GPU and float32 on the CPU (engine.precision)."""
-
-    preset: str = "demo"
-    seed: int = 0
-    steps: int = 0
-    minutes: float = 0.0
-    tokens: int = 0
-    log_every: int = 10
-    eval_every: int = 0
-    eval_tokens: int = 65_536
-    sample_every: int = 0
-    sample_prompt: str = ""
-    sample_tokens: int = 200
-    threads: int = 0
-    device: str = "auto"
-    precision: str = "auto"
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """Every `every` steps and at the end; the last `keep` stay on disk."""
-
-    every: int = 200
-    keep: int = 3
+ALTERNATIVES = {"run": ("sets the length of a run", {"steps": 0, "minutes": 0.0, "tokens": 0}),
+                "tokenizer": ("says where the vocabulary comes from", {"path": "", "vocab_size": 0})}
 
 
 @dataclass(frozen=True)
@@ -98,6 +36,7 @@ class Config:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -110,15 +49,17 @@ class Config:
     def with_values(self, values: dict[str, object]) -> Config:
         """A copy with `section.key` names set to values of the right type; unknown names are UserErrors.
 
-        Naming one of run.steps, run.minutes, run.tokens takes back the other two.
+        Naming one of run.steps, run.minutes, run.tokens takes back the other two, and so with tokenizer.path and
+        tokenizer.vocab_size.
         """
         sections: dict[str, dict[str, object]] = {}
-        named_lengths = [key for key in LENGTHS if values.get(f"run.{key}")]
-        if len(named_lengths) > 1:
-            raise UserError("one of run.steps, run.minutes, run.tokens sets the length of a run: got "
-                            + " and ".join(f"run.{key}={values[f'run.{key}']}" for key in named_lengths))
-        if named_lengths:
-            sections["run"] = {key: 0 for key in LENGTHS}
+        for section, (rule, nothing) in ALTERNATIVES.items():
+            named = [f"{section}.{key}" for key in nothing if values.get(f"{section}.{key}")]
+            if len(named) > 1:
+                raise UserError(f"one of {', '.join(f'{section}.{key}' for key in nothing)} {rule}: got "
+                                + " and ".join(f"{name}={values[name]}" for name in named))
+            if named:
+                sections[section] = dict(nothing)
         for name, value in values.items():
             section, key = _known(name)
             sections.setdefault(section, {})[key] = _check(name, _field_type(section, key), value)
@@ -143,6 +84,10 @@ class Config:
         _rule(0.0 <= data.val_fraction < 1.0, "data.val_fraction must be in [0, 1)", data.val_fraction)
         _rule(data.micro_rows >= 0, "data.micro_rows must be at least 0", data.micro_rows)
         _rule(data.window >= 0, "data.window must be at least 0", data.window)
+        _rule(data.sampling >= 0.0, "data.sampling must be at least 0 (0: none)", data.sampling)
+        _rule(self.tokenizer.sample_mb > 0.0, "tokenizer.sample_mb must be above 0", self.tokenizer.sample_mb)
+        if self.tokenizer.vocab_size:
+            self.tokenizer.training()
         _rule(optim.lr > 0.0, "optim.lr must be above 0", optim.lr)
         _rule(all(0.0 <= beta < 1.0 for beta in optim.betas), "optim.betas must be in [0, 1)", optim.betas)
         _rule(optim.eps > 0.0, "optim.eps must be above 0", optim.eps)

@@ -15,7 +15,7 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
         self.config = path / "config.toml"
-        self.tokenizer = path / "tokenizer.json"
+        self.vocabulary = path / "vocabulary.json"
         self.metrics = path / "metrics.jsonl"
         self.picture = path / "loss.png"
         self.samples = path / "samples"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -15,19 +14,21 @@ from engine import random
 from engine.precision import precision
 from models.decoder import Decoder
 from models.generate import generate_text
-from models.run_folder import load_run, read_tokenizer
-from tokenizer import ByteTokenizer, Tokenizer
+from models.run_folder import load_run, read_tokenizer, vocabulary_file
+from tokenizer import Tokenizer
 from train import checkpoint, folder as folders
-from train.command import Parser, run_command
-from train.config import Config, parse_settings
-from train.data import Batches, Corpus, Prefetch, TokenStream, prepare
+from train.arguments import arguments_from, given_values
+from train.command import run_command
+from train.config import Config
+from train.data import Batches, Corpus, Prefetch, TokenStream
 from train.errors import UserError
 from train.evaluate import evaluate, evaluation_batches
 from train.files import write_text
 from train.folder import RunFolder
+from train.inputs import check_vocabulary, new_tokenizer, read_corpus, training_tokenizer
 from train.loop import Loop, next_token_loss
 from train.optim.adamw import AdamW
-from train.presets import PRESETS, preset
+from train.presets import preset
 from train.progress import clock
 from train.session import Identity, Session
 
@@ -40,64 +41,23 @@ CHANGEABLE_ON_RESUME = {"run.steps", "run.minutes", "run.tokens", "run.log_every
                         "checkpoint.keep", "data.cache_dir"}
 
 
-def arguments_from(argv: list[str] | None) -> argparse.Namespace:
-    """Parse the flags; a bad one ends the process with code 2."""
-    parser = Parser(prog="python -m train.pretrain", description="Train a language model on text and keep everything "
-                    "about it in a run folder.", epilog="Every setting of RUN/config.toml can be given by --set.")
-    add = parser.add_argument
-    add("--preset", metavar="P", help=f"one of {', '.join(PRESETS)} (default: demo)")
-    add("--data", nargs="+", metavar="PATH", help=".txt .md .py .jsonl .json .parquet files, also .gz or .zst, and "
-        "folders of them (default: the Python standard library's source)")
-    add("--val-data", nargs="+", metavar="PATH", help="validate on these (default: documents held out of --data)")
-    add("--text-field", metavar="F", help="field of JSON and Parquet rows (default: text)")
-    add("--document-separator", metavar="S", help="cuts text files into documents (default: a file is a document)")
-    add("--doc-mask", action="store_true", default=None, help="attention and loss stop at document borders")
-    add("--out", type=Path, metavar="RUN", help="run folder (default: the next free runs/PRESET-N)")
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=int, metavar="N", help="train for N optimizer steps")
-    length.add_argument("--minutes", type=float, metavar="M", help="train for about M minutes")
-    length.add_argument("--tokens", type=int, metavar="T", help="train on T tokens")
-    add("--batch-tokens", type=int, metavar="N", help="tokens of one optimizer step")
-    add("--seq-len", type=int, metavar="S", help="tokens of one row")
-    add("--lr", type=float, metavar="X", help="peak learning rate")
-    add("--seed", type=int, metavar="K", help="of weights, order and dropout (default: 0)")
-    start = parser.add_mutually_exclusive_group()
-    start.add_argument("--resume", action="store_true", help="go on with the run in --out (default: the latest run)")
-    start.add_argument("--init-from", type=Path, metavar="RUN", help="start a new run from another's weights")
-    add("--profile", action="store_true", help="table time and memory per operation and layer of some steps")
-    add("--set", action="append", default=[], dest="settings", metavar="section.key=value", help="any other setting")
-    return parser.parse_args(argv)
+def new_config(arguments: argparse.Namespace, values: dict[str, object]) -> Config:
+    """The settings of a new run: preset, then flags and --set; the model of --init-from when no preset is named.
 
-
-def given_values(arguments: argparse.Namespace) -> dict[str, object]:
-    """The settings that the flags name, `section.key` -> value."""
-    flags = {"data.paths": _absolute(arguments.data), "data.val_data": _absolute(arguments.val_data),
-             "data.text_field": arguments.text_field, "data.document_separator": arguments.document_separator,
-             "data.doc_mask": arguments.doc_mask, "data.batch_tokens": arguments.batch_tokens,
-             "data.seq_len": arguments.seq_len, "optim.lr": arguments.lr, "run.seed": arguments.seed,
-             "run.steps": arguments.steps, "run.minutes": arguments.minutes, "run.tokens": arguments.tokens}
-    for name in ("steps", "minutes", "tokens", "batch_tokens", "seq_len", "lr"):
-        value = getattr(arguments, name)
-        if value is not None and not value > 0:
-            raise UserError(f"--{name.replace('_', '-')} must be above 0: got {value}")
-    values = {name: value for name, value in flags.items() if value is not None}
-    return {**values, **parse_settings(arguments.settings)}
-
-
-def new_config(arguments: argparse.Namespace, values: dict[str, object], tokenizer: Tokenizer) -> Config:
-    """The settings of a new run: preset, then flags and --set; the model of --init-from when no preset is named."""
+    `with_vocabulary` completes them.
+    """
     config = preset(arguments.preset or "demo")
+    if arguments.init_from and not values.get("tokenizer.path"):
+        if values.get("tokenizer.vocab_size"):
+            raise UserError(f"--init-from {arguments.init_from} brings its own vocabulary: leave out --vocab-size "
+                            f"{values['tokenizer.vocab_size']}")
+        values = {**values, "tokenizer.path": os.path.abspath(vocabulary_file(arguments.init_from))}
     if arguments.init_from and not arguments.preset:
         other = Config.load(arguments.init_from / "config.toml")
         config = preset(other.run.preset).with_values({f"model.{k}": v for k, v in vars(other.model).items()})
-    elif "model.vocab_size" not in values:
-        config = config.with_values({"model.vocab_size": tokenizer.vocab_size})
     config = config.with_values(values)
     if config.data.seq_len > config.model.max_seq_len and "model.max_seq_len" not in values:
         config = config.with_values({"model.max_seq_len": config.data.seq_len})
-    if config.model.vocab_size < tokenizer.vocab_size:
-        raise UserError(f"model.vocab_size must be at least the tokenizer's {tokenizer.vocab_size}: "
-                        f"got {config.model.vocab_size}")
     if not config.data.window:
         config = config.with_values({"data.window": config.data.seq_len})
     config = on_device(config)
@@ -107,6 +67,27 @@ def new_config(arguments: argparse.Namespace, values: dict[str, object], tokeniz
     if not config.run.threads:
         config = config.with_values({"run.threads": kernels.threads()})
     return config.validated()
+
+
+def with_vocabulary(config: Config, tokenizer: Tokenizer, fixed: bool) -> Config:
+    """The settings of a run that has this vocabulary.
+
+    Args:
+        fixed: the model's number of ids is given; it may be larger than the vocabulary's.
+    Raises:
+        UserError: it is smaller, or the settings want a vocabulary with another fingerprint.
+    """
+    fingerprint = tokenizer.fingerprint()
+    if config.tokenizer.fingerprint not in ("", fingerprint):
+        raise UserError(f"tokenizer.fingerprint must be the vocabulary's, {fingerprint}: "
+                        f"got {config.tokenizer.fingerprint}")
+    config = config.with_values({"tokenizer.fingerprint": fingerprint})
+    if not fixed:
+        config = config.with_values({"model.vocab_size": tokenizer.vocab_size})
+    if config.model.vocab_size < tokenizer.vocab_size:
+        raise UserError(f"model.vocab_size must be at least the tokenizer's {tokenizer.vocab_size}: "
+                        f"got {config.model.vocab_size}")
+    return config
 
 
 def on_device(config: Config) -> Config:
@@ -144,24 +125,11 @@ def resumed_config(run: Path, arguments: argparse.Namespace, values: dict[str, o
     return new
 
 
-def read_corpus(config: Config, tokenizer: Tokenizer) -> Corpus:
-    """The corpus of a run, tokenised now or found in the cache."""
-    data = config.data
-
-    def show(done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            end = "\n" if done >= total else ""
-            print(f"\rreading text: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB", end=end, file=sys.stderr, flush=True)
-
-    return prepare(data.paths, tokenizer, data.text_field, data.document_separator or None, data.val_data,
-                   data.val_fraction, data.cache_dir or None, on_progress=show)
-
-
 def initialise_from(model: Decoder, tokenizer: Tokenizer, run: Path) -> None:
-    """Copy the weights of another run's last checkpoint. UserError when tokenizer or shapes differ."""
+    """Copy the weights of another run's last checkpoint. UserError when vocabulary or shapes differ."""
     other = load_run(run)
     if other.tokenizer.fingerprint() != tokenizer.fingerprint():
-        raise UserError(f"--init-from {run}: its tokenizer is not this run's "
+        raise UserError(f"--init-from {run}: its vocabulary is not this run's "
                         f"({other.tokenizer.fingerprint()[:12]} and {tokenizer.fingerprint()[:12]})")
     checkpoint.restore(model.state_dict(), other.model.state_dict(), f"--init-from {run}, step {other.step}")
 
@@ -178,6 +146,8 @@ def describe(config: Config, corpus: Corpus, model: Decoder, path: Path, first_s
         length += f", going on after step {first_step:,}"
     return "\n".join((
         f"data    {source}: {part.tokens:,} tokens in {part.documents:,} documents, {held_out}",
+        f"vocab   {config.model.vocab_size:,} ids, {part.bytes / max(1, part.tokens - part.documents):.2f} bytes of "
+        "text per token",
         f"model   {config.run.preset}: {config.model.n_parameters():,} parameters, "
         + (f"{config.model.dtype}, " if config.run.precision == "float32" else f"{config.run.precision}, ")
         + (f"cpu, {kernels.threads()} threads" if config.run.device == "cpu" else config.run.device),
@@ -205,9 +175,12 @@ def start(arguments: argparse.Namespace) -> int:
         _refuse_old_run(path)
     if arguments.init_from:
         _need_run(arguments.init_from, "--init-from")
-    tokenizer = read_tokenizer(arguments.init_from) if arguments.init_from else ByteTokenizer()
-    config = new_config(arguments, given_values(arguments), tokenizer)
+    values = given_values(arguments)
+    config = new_config(arguments, values)
     kernels.set_threads(config.run.threads)
+    tokenizer = new_tokenizer(config)
+    as_the_other = arguments.init_from is not None and not arguments.preset
+    config = with_vocabulary(config, tokenizer, as_the_other or "model.vocab_size" in values)
     corpus = read_corpus(config, tokenizer)
     model = Decoder(config.model, config.run.seed)
     if arguments.init_from:
@@ -215,7 +188,7 @@ def start(arguments: argparse.Namespace) -> int:
     path = path or folders.numbered(RUNS, config.run.preset)
     with RunFolder(path) as folder:
         _refuse_old_run(path)
-        tokenizer.save(folder.tokenizer)
+        tokenizer.save(folder.vocabulary)
         config.save(folder.config)
         return train(config, folder, model, tokenizer, corpus, arguments)
 
@@ -227,6 +200,7 @@ def resume(arguments: argparse.Namespace) -> int:
     with RunFolder(path) as folder:
         tokenizer = read_tokenizer(path)
         config = resumed_config(path, arguments, given_values(arguments))
+        check_vocabulary(path, tokenizer, config.tokenizer.fingerprint)
         kernels.set_threads(config.run.threads)
         corpus = read_corpus(config, tokenizer)
         return train(config, folder, Decoder(config.model, config.run.seed), tokenizer, corpus, arguments)
@@ -247,7 +221,7 @@ def run_session(config: Config, folder: RunFolder, model: Decoder, tokenizer: To
     random.set_seed(run.seed)
     optimizer = AdamW(model, optim.betas, optim.eps, optim.weight_decay, optim.clip_norm, working)
     stream = TokenStream(corpus.train, data.window, run.seed)
-    batches = Prefetch(Batches(stream, data.seq_len, tokenizer, data.doc_mask))
+    batches = Prefetch(Batches(stream, data.seq_len, training_tokenizer(config, tokenizer), data.doc_mask))
     loop = Loop(model, optimizer, partial(batches.batch, rows=config.rows), next_token_loss, micro_rows=data.micro_rows)
     validation = corpus.validation
 
@@ -304,10 +278,6 @@ def _refuse_old_run(path: Path) -> None:
 def _need_run(path: Path, flag: str) -> None:
     if not RunFolder(path).holds_run():
         raise UserError(f"{flag}: {path} holds no run (config.toml is missing)")
-
-
-def _absolute(paths: list[str] | None) -> list[str] | None:
-    return [os.path.abspath(os.path.expanduser(path)) for path in paths] if paths else None
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ class Session:
             raise UserError(f"{saved.path / checkpoint.STATE_FILE}: {missing[0]!r} is missing")
         for what, own in (("tokenizer", self.identity.tokenizer), ("data", self.identity.data)):
             if saved.state[what] != own:
-                noun = {"tokenizer": "vocabulary (tokenizer.json)", "data": "training data"}[what]
+                noun = {"tokenizer": "vocabulary (vocabulary.json)", "data": "training data"}[what]
                 raise UserError(f"cannot resume {self.folder.path}: the {noun} has changed: fingerprint "
                                 f"{own[:12]}, the checkpoint has {saved.state[what][:12]}")
         checkpoint.restore(self.model.state_dict(), saved.model, str(saved.path / checkpoint.MODEL_FILE))

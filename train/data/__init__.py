@@ -1,7 +1,7 @@
-"""From files to batches: documents -> shards (cached) -> parts -> token stream -> batches."""
+"""From files to batches: documents -> vocabulary and shards (cached) -> parts -> token stream -> batches."""
 
 from train.data.batches import Batch, Batches, Prefetch
-from train.data.corpus import Corpus, Part, prepare, prepare_part
+from train.data.corpus import Corpus, Part, corpus_sources, prepare, prepare_part
 from train.data.stream import TokenStream
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Part",
     "Prefetch",
     "TokenStream",
+    "corpus_sources",
     "prepare",
     "prepare_part",
 ]

@@ -27,6 +27,28 @@ POLL_SECONDS = 0.2
 Progress = Callable[[int, int], None]
 
 
+class ToldProgress:
+    """Adds up what was read of `sources` and tells (bytes read, bytes in all), of which there are never more read."""
+
+    def __init__(self, sources: Sequence[Source], on_progress: Progress | None) -> None:
+        self.done, self.total, self._tell = 0, sum(source.size for source in sources), on_progress
+
+    def __call__(self, count: int) -> None:
+        self.done = min(self.done + count, self.total)
+        if self._tell:
+            self._tell(self.done, self.total)
+
+    def finish(self) -> None:
+        """All is read."""
+        self(self.total - self.done)
+
+
+def no_text(sources: Sequence[Source]) -> UserError:
+    """The error of a corpus without text."""
+    names = ", ".join(source.path for source in sources[:3]) + (" ..." if len(sources) > 3 else "")
+    return UserError(f"empty corpus: no text in {names}")
+
+
 def available_cpus() -> int:
     """The processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -75,35 +97,26 @@ def build(
         OSError: writing failed.
     """
     shards = plan(sources)
-    total = sum(source.size for source in sources)
     processes = min(workers or available_cpus(), len(shards))
-    jobs = [(folder / shard_name(i), shard) for i, shard in enumerate(shards)]
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        if on_progress:
-            on_progress(min(done, total), total)
-
+    jobs = [(folder / shard_name(i), shard, i) for i, shard in enumerate(shards)]
+    advance = ToldProgress(sources, on_progress)
     parts: list[Index] = []
-    pays = workers > 1 or total >= PARALLEL_FROM_BYTES
+    pays = workers > 1 or advance.total >= PARALLEL_FROM_BYTES
     started = time.monotonic()
     while jobs and not (processes > 1 and pays):
-        path, shard = jobs.pop(0)
-        parts.append(write_shard(path, shard, tokenizer, options, advance))
+        path, shard, number = jobs.pop(0)
+        parts.append(write_shard(path, shard, number, tokenizer, options, advance))
         pays = not workers and len(jobs) / len(parts) * (time.monotonic() - started) > PARALLEL_FROM_SECONDS
     if jobs:
         parts += _build_in_processes(jobs, tokenizer, options, min(processes, len(jobs)), advance)
     if not any(len(part.lengths) for part in parts):
-        names = ", ".join(source.path for source in sources[:3]) + (" ..." if len(sources) > 3 else "")
-        raise UserError(f"empty corpus: no text in {names}")
+        raise no_text(sources)
     save_index(folder, parts, tokenizer)
-    advance(total - min(done, total))
+    advance.finish()
 
 
 def _build_in_processes(
-    jobs: list[tuple[Path, list[Section]]],
+    jobs: list[tuple[Path, list[Section], int]],
     tokenizer: Tokenizer,
     options: ReadOptions,
     processes: int,
@@ -150,11 +163,11 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _work(path: Path, shard: list[Section]) -> Index:
+def _work(path: Path, shard: list[Section], number: int) -> Index:
     def advance(count: int) -> None:
         if _worker["stop"].is_set():
             raise _Stopped
         with _worker["done"].get_lock():
             _worker["done"].value += count
 
-    return write_shard(path, shard, _worker["tokenizer"], _worker["options"], advance)
+    return write_shard(path, shard, number, _worker["tokenizer"], _worker["options"], advance)

@@ -50,22 +50,30 @@ def cached_shards(
     Raises:
         UserError: as `build`, or the cache folder cannot be written, or a file changed while it was read.
     """
-    root = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        folder = root / _key(sources, tokenizer, options, _content_hashes(sources, root))
+    with cache_folder(cache_dir) as root:
+        content = {"version": VERSION, "tokenizer": tokenizer.fingerprint(), **identity(sources, options, root)}
+        folder = root / content_key(content)
         shards = _opened(folder)
         if shards is None:
-            with _locked(root / f"{folder.name}.lock") as alone:
+            with locked(root / f"{folder.name}.lock") as alone:
                 shards = _opened(folder)
                 if shards is None:
                     _clear(folder, leftovers=alone)
                     _build_whole(folder, sources, tokenizer, options, workers, on_progress)
                     shards = Shards(folder)
+        return shards
+
+
+@contextlib.contextmanager
+def cache_folder(cache_dir: str | os.PathLike[str] | None) -> Iterator[Path]:
+    """The cache, made if it is not there. UserError when what is done with it fails for want of space or rights."""
+    root = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        yield root
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{root}: cannot keep tokenised data here ({reason}); LOAM_CACHE names another place") from None
-    return shards
 
 
 def _opened(folder: Path) -> Shards | None:
@@ -86,9 +94,7 @@ def _build_whole(folder, sources, tokenizer, options, workers, on_progress) -> N
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
     try:
         build(partial, sources, tokenizer, options, workers, on_progress)
-        for source in sources:
-            if _changed(source):
-                raise UserError(f"{source.path}: the file changed while it was read")
+        check_unchanged(sources)
         os.chmod(partial, 0o755)
         fsync_path(partial)
         with contextlib.suppress(OSError):
@@ -96,6 +102,13 @@ def _build_whole(folder, sources, tokenizer, options, workers, on_progress) -> N
         fsync_path(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_unchanged(sources: Sequence[Source]) -> None:
+    """UserError when a file is not the one that was found: what was read of it may be of both."""
+    for source in sources:
+        if _changed(source):
+            raise UserError(f"{source.path}: the file changed while it was read")
 
 
 def _changed(source: Source) -> bool:
@@ -107,7 +120,7 @@ def _changed(source: Source) -> bool:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
+def locked(path: Path) -> Iterator[bool]:
     """Holds the lock; yields False where the file system knows no locks, and goes on without."""
     with open(path, "wb") as file:
         try:
@@ -118,15 +131,19 @@ def _locked(path: Path) -> Iterator[bool]:
             yield True
 
 
-def _key(sources: Sequence[Source], tokenizer: Tokenizer, options: ReadOptions, hashes: Sequence[str]) -> str:
-    content = {
-        "version": VERSION,
-        "tokenizer": tokenizer.fingerprint(),
+def content_key(content: dict) -> str:
+    """32 hexadecimal digits, a name for what follows from `content`."""
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
+
+
+def identity(sources: Sequence[Source], options: ReadOptions, root: Path) -> dict:
+    """What decides which documents `sources` hold: their content, and how they are read."""
+    hashes = _content_hashes(sources, root)
+    return {
         "text_field": None if all(source.kind == "text" for source in sources) else options.text_field,
         "separator": options.document_separator if any(source.kind == "text" for source in sources) else None,
         "files": [(s.kind, s.compression, h) for s, h in zip(sources, hashes, strict=True)],
     }
-    return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
 
 def _content_hashes(sources: Sequence[Source], root: Path) -> list[str]:

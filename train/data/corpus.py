@@ -11,9 +11,10 @@ import numpy as np
 
 from engine.errors import UserError
 from tokenizer import Tokenizer
-from tokenizer.documents import ReadOptions, find_sources, standard_library_files
+from tokenizer.documents import ReadOptions, Source, find_sources, standard_library_files
 from train.data.cache import cached_shards
 from train.data.shards import Shards
+from train.data.split import check_fraction, held_out, kept_bytes
 
 Paths = Iterable[str | os.PathLike]
 COUNT_TOKENS = 1 << 22
@@ -63,13 +64,12 @@ def prepare(
     cache_dir: str | os.PathLike[str] | None = None,
     workers: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
+    train_tokenizer: Tokenizer | None = None,
 ) -> Corpus:
     """Tokenises files once, into a cache, and holds out documents for validation.
 
-    A document is held out when the 64-bit hash of its text falls below `val_fraction`: which side it is on depends on
-    nothing else, and equal documents are on the same side. Where that leaves a part empty or holds out more than half
-    of the tokens (few documents, very unequal ones), the one document whose length comes closest to `val_fraction` of
-    all is held out instead. A corpus of one document is cut: its last `val_fraction` is held out.
+    `train.data.split` says which documents are held out: it depends on their texts alone, whatever the tokenizer. A
+    corpus of one document is cut: its last `val_fraction` is held out.
 
     Args:
         paths: files and folders (see `find_sources`); empty for the Python standard library's own sources.
@@ -80,23 +80,30 @@ def prepare(
         cache_dir: default $LOAM_CACHE, else $XDG_CACHE_HOME/loam, else ~/.cache/loam.
         workers: processes to tokenise with; 0 lets the size of the corpus decide.
         on_progress: told (bytes read, bytes in all) as tokenising goes on; never called when the cache has it all.
+        train_tokenizer: for the training part, where that is to be cut otherwise than the validation part.
 
     Raises:
-        UserError: a mistake in the arguments or the files, or a cache that cannot be written, in one line.
+        UserError: a mistake in the arguments, or a cache that cannot be written, in one line.
+        TokenizerError: a mistake in the files.
     """
-    if not 0 <= val_fraction < 1:
-        raise UserError(f"the validation fraction must be at least 0 and below 1, got {val_fraction}")
+    check_fraction(val_fraction)
     paths, val_paths = list(paths), list(val_paths)
-    rest = (text_field, document_separator, cache_dir, workers, on_progress)
-    whole = prepare_part(paths or standard_library_files(), tokenizer, *rest)
+
+    def read(some: Paths, with_tokenizer: Tokenizer) -> Part:
+        return prepare_part(some, with_tokenizer, text_field, document_separator, cache_dir, workers, on_progress)
+
+    corpus = _split(read(paths, train_tokenizer or tokenizer), 0.0 if val_paths else val_fraction, tokenizer)
     if val_paths:
-        return Corpus(whole, prepare_part(val_paths, tokenizer, *rest))
-    if val_fraction == 0:
-        return Corpus(whole, None)
-    if whole.documents == 1:
-        return _cut(whole, val_fraction, tokenizer)
-    held_out = _held_out(whole.shards.hashes, whole.lengths, val_fraction)
-    return Corpus(_select(whole, ~held_out), _select(whole, held_out))
+        return Corpus(corpus.train, read(val_paths, tokenizer))
+    if train_tokenizer and corpus.validation:
+        return Corpus(corpus.train, _split(read(paths, tokenizer), val_fraction, tokenizer).validation)
+    return corpus
+
+
+def corpus_sources(paths: Paths) -> list[Source]:
+    """The files of a corpus; without `paths` the Python standard library's own sources. TokenizerError as
+    `find_sources`."""
+    return find_sources(list(paths) or standard_library_files())
 
 
 def prepare_part(
@@ -112,9 +119,18 @@ def prepare_part(
     if document_separator == "":
         raise UserError("the document separator must not be empty")
     options = ReadOptions(text_field, document_separator)
-    shards = cached_shards(find_sources(paths), tokenizer, options, cache_dir, workers, on_progress)
+    shards = cached_shards(corpus_sources(paths), tokenizer, options, cache_dir, workers, on_progress)
     starts = np.cumsum(shards.lengths) - shards.lengths
     return _part(shards, starts, shards.lengths, int(shards.text_bytes.sum()))
+
+
+def _split(whole: Part, fraction: float, tokenizer: Tokenizer) -> Corpus:
+    if fraction == 0:
+        return Corpus(whole, None)
+    if whole.documents == 1:
+        return _cut(whole, fraction, tokenizer)
+    chosen = held_out(whole.shards.hashes, whole.shards.text_bytes, fraction)
+    return Corpus(_select(whole, ~chosen), _select(whole, chosen))
 
 
 def _part(shards: Shards, starts: np.ndarray, lengths: np.ndarray, text_bytes: int) -> Part:
@@ -129,28 +145,18 @@ def _select(whole: Part, chosen: np.ndarray) -> Part:
     return _part(whole.shards, whole.starts[chosen], whole.lengths[chosen], text_bytes)
 
 
-def _held_out(hashes: np.ndarray, lengths: np.ndarray, fraction: float) -> np.ndarray:
-    """bool [documents], at least two of them: True for validation. See `prepare`."""
-    held_out = hashes < np.uint64(fraction * 2.0**64)
-    tokens = int(lengths.sum())
-    if held_out.any() and not held_out.all() and lengths[held_out].sum() * 2 <= tokens:
-        return held_out
-    # Ties are broken by hash, so that the order of the files plays no part; equal documents go together.
-    nearest = np.lexsort((hashes, np.abs(lengths - fraction * tokens)))[0]
-    held_out = hashes == hashes[nearest]
-    if held_out.all():
-        held_out[:] = False
-        held_out[-1] = True
-    return held_out
-
-
 def _cut(whole: Part, fraction: float, tokenizer: Tokenizer) -> Corpus:
-    tokens = whole.tokens
-    kept = min(max(int((1 - fraction) * (tokens - 1)), 1), tokens - 1)
-    per_token = tokenizer.token_bytes()
-    held_out_bytes = 0
-    for start in range(kept, tokens, COUNT_TOKENS):
-        count = min(COUNT_TOKENS, tokens - start)
-        held_out_bytes += int(per_token[whole.shards.gather(np.array([start]), np.array([count]))].sum())
-    sizes = ((0, kept, whole.bytes - held_out_bytes), (kept, tokens - kept, held_out_bytes))
+    """Tokens that begin within the first `kept_bytes` are for training, the others for validation; each gets one."""
+    tokens, per_token = whole.tokens, tokenizer.token_bytes()
+    room = whole.bytes - kept_bytes(whole.bytes, fraction)
+    start, size, count, fitting = tokens, 0, 0, 0
+    while start > 0 and fitting == count:
+        count = min(COUNT_TOKENS, start)
+        ids = whole.shards.gather(np.array([start - count]), np.array([count]))
+        sums = size + np.cumsum(per_token[ids[::-1]])
+        fitting = int(np.searchsorted(sums, room, side="right"))
+        start, size = start - fitting, int(sums[fitting - 1]) if fitting else size
+    if start == 0:
+        start, size = 1, size - int(per_token[whole.shards.gather(np.array([0]), np.array([1]))[0]])
+    sizes = ((0, start, whole.bytes - size), (start, tokens - start, size))
     return Corpus(*(_part(whole.shards, np.array([start]), np.array([n]), size) for start, n, size in sizes))

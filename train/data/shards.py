@@ -6,19 +6,23 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from tokenizer import Tokenizer, to_utf8
 from tokenizer.documents import Advance, ReadOptions, Source, read_source
+from tokenizer.sampling import SampledTokenizer
+from tokenizer.streaming import StreamEncoder
+from train.data.split import text_hash
 
 FORMAT = "loam-shards"
 VERSION = 1
 SHORT_DOCUMENT = 64
 WRITE_BYTES = 1 << 20
+BATCH_BYTES = 1 << 20
 
 
 class Section(NamedTuple):
@@ -43,41 +47,100 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def write_shard(
-    path: Path, sections: Sequence[Section], tokenizer: Tokenizer, options: ReadOptions, advance: Advance
+    path: Path, sections: Sequence[Section], number: int, tokenizer: Tokenizer, options: ReadOptions, advance: Advance
 ) -> Index:
     """Tokenises `sections` in order into one file of ids; documents without text are left out.
 
     Args:
+        number: of the shard; a tokenizer that cuts at random cuts by it.
         advance: told how many bytes of the sources were read.
 
     Raises:
-        UserError: as `read_source`.
+        TokenizerError: as `read_source`.
         OSError: writing failed.
     """
-    dtype = token_dtype(tokenizer.vocab_size)
-    eod = np.array([tokenizer.eod], dtype).tobytes()
-    lengths, text_bytes, hashes = array("q"), array("q"), array("Q")
     with open(path, "wb", buffering=WRITE_BYTES) as file:
-        tokens, size, digest = 0, 0, None
+        writer = _Writer(file, tokenizer, number << 32)
         for section in sections:
             for text, last in read_source(section.source, options, advance, section.start, section.stop):
-                if text:
-                    data = to_utf8(text)
-                    ids = tokenizer.encode_bytes(data).astype(dtype, copy=False)
-                    file.write(ids.data)
-                    digest = digest or hashlib.blake2b(digest_size=8)
-                    digest.update(data)
-                    tokens += len(ids)
-                    size += len(data)
-                if last and digest:
-                    file.write(eod)
-                    lengths.append(tokens + 1)
-                    text_bytes.append(size)
-                    hashes.append(int.from_bytes(digest.digest(), "little"))
-                    tokens, size, digest = 0, 0, None
+                writer.push(text, last)
+        index = writer.finish()
         file.flush()
         os.fsync(file.fileno())
-    return Index(np.array(lengths, np.int64), np.array(text_bytes, np.int64), np.array(hashes, np.uint64))
+    return index
+
+
+class _Writer:
+    """Writes ids to a file: documents that come whole together in batches, those that come in pieces as they come.
+
+    Args:
+        first_document: number of the first document.
+    """
+
+    def __init__(self, file: BinaryIO, tokenizer: Tokenizer, first_document: int) -> None:
+        self._file, self._tokenizer, self._first_document = file, tokenizer, first_document
+        self._dtype = token_dtype(tokenizer.vocab_size)
+        self._lengths, self._text_bytes, self._hashes = array("q"), array("q"), array("Q")
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
+        self._stream: StreamEncoder | None = None
+
+    def push(self, text: str, last: bool) -> None:
+        """The next piece of text, with which a document may end."""
+        data = to_utf8(text)
+        if self._stream is None and last:
+            if data:
+                self._waiting.append(data)
+                self._waiting_bytes += len(data)
+                if self._waiting_bytes >= BATCH_BYTES:
+                    self._write_waiting()
+            return
+        if self._stream is None and data:
+            self._write_waiting()
+            self._stream = StreamEncoder(self._tokenizer, self._next_document)
+            self._tokens, self._size, self._digest = 0, 0, hashlib.blake2b(digest_size=8)
+        if self._stream is not None:
+            self._digest.update(data)
+            self._size += len(data)
+            self._tokens += self._write(self._stream.push(data))
+            if last:
+                self._tokens += self._write(self._stream.flush()) + self._write(np.array([self._tokenizer.eod]))
+                self._note([self._tokens], [self._size], [int.from_bytes(self._digest.digest(), "little")])
+                self._stream = None
+
+    def finish(self) -> Index:
+        """What was written."""
+        self._write_waiting()
+        return Index(np.array(self._lengths, np.int64), np.array(self._text_bytes, np.int64),
+                     np.array(self._hashes, np.uint64))
+
+    @property
+    def _next_document(self) -> int:
+        return self._first_document + len(self._lengths)
+
+    def _write_waiting(self) -> None:
+        if not self._waiting:
+            return
+        texts, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        if isinstance(self._tokenizer, SampledTokenizer):
+            ids, starts = self._tokenizer.encode_batch(texts, first_document=self._next_document)
+        else:
+            ids, starts = self._tokenizer.encode_batch(texts)
+        closed = np.full(len(ids) + len(texts), self._tokenizer.eod, self._dtype)
+        is_text = np.ones(len(closed), bool)
+        is_text[starts[1:] + np.arange(len(texts))] = False
+        closed[is_text] = ids
+        self._write(closed)
+        self._note((np.diff(starts) + 1).tolist(), map(len, texts), map(text_hash, texts))
+
+    def _write(self, ids: np.ndarray) -> int:
+        self._file.write(ids.astype(self._dtype, copy=False).data)
+        return len(ids)
+
+    def _note(self, lengths: Iterable[int], text_bytes: Iterable[int], hashes: Iterable[int]) -> None:
+        self._lengths.extend(lengths)
+        self._text_bytes.extend(text_bytes)
+        self._hashes.extend(hashes)
 
 
 class Shards:

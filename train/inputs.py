@@ -1,0 +1,104 @@
+"""What a run reads: its vocabulary and its corpus."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tokenizer as tokenizers
+from tokenizer import ByteTokenizer, Tokenizer
+from tokenizer.documents import ReadOptions
+from tokenizer.sampling import SampledTokenizer
+from train.config import Config
+from train.data import Corpus, corpus_sources, prepare
+from train.data.vocabulary import Recipe, cached_vocabulary
+from train.errors import UserError
+from train.sections import BYTES
+
+if TYPE_CHECKING:
+    from tokenizer.train import Progress
+
+MB = 1_000_000
+
+
+def new_tokenizer(config: Config) -> Tokenizer:
+    """What the settings of a new run name: bytes, a vocabulary that is there, or one trained now or in the cache.
+
+    Raises:
+        UserError, TokenizerError: no such vocabulary, or nothing to train one on.
+    """
+    data, wanted = config.data, config.tokenizer
+    if wanted.path and wanted.path != BYTES:
+        return _exact(tokenizers.load(wanted.path), wanted.path)
+    if wanted.path or not wanted.vocab_size:
+        return ByteTokenizer()
+    recipe = Recipe(corpus_sources(data.paths), ReadOptions(data.text_field, data.document_separator or None),
+                    0.0 if data.val_data else data.val_fraction, round(wanted.sample_mb * MB), wanted.training())
+    shown = _Shown(f"vocabulary: {wanted.vocab_size:,} pieces from up to {wanted.sample_mb:g} MB of the text")
+    found = cached_vocabulary(recipe, data.cache_dir or None, shown)
+    shown.finish()
+    return found
+
+
+def _exact(tokenizer: Tokenizer, path: str) -> Tokenizer:
+    """One that changes no text; else a UserError."""
+    normalizer = "" if isinstance(tokenizer, ByteTokenizer) else tokenizer.vocabulary.normalizer
+    if normalizer:
+        raise UserError(f"{path}: a vocabulary to train with must have no normalizer, or bits per byte would not be "
+                        f"those of the text: got {normalizer!r}")
+    return tokenizer
+
+
+def training_tokenizer(config: Config, tokenizer: Tokenizer) -> Tokenizer:
+    """What cuts the training text: `tokenizer`, at random where the settings say so."""
+    if not config.data.sampling:
+        return tokenizer
+    if isinstance(tokenizer, ByteTokenizer):
+        raise UserError(f"data.sampling needs a vocabulary of pieces, bytes can be cut in one way only: "
+                        f"got {config.data.sampling:g}")
+    return SampledTokenizer(tokenizer, config.data.sampling, config.run.seed)
+
+
+def read_corpus(config: Config, tokenizer: Tokenizer) -> Corpus:
+    """The corpus of a run, tokenised now or found in the cache."""
+    data, cut = config.data, training_tokenizer(config, tokenizer)
+
+    def show(done: int, total: int) -> None:
+        _live(f"reading text: {done / MB:,.1f} of {total / MB:,.1f} MB" + ("\n" if done >= total else ""))
+
+    return prepare(data.paths, tokenizer, data.text_field, data.document_separator or None, data.val_data,
+                   data.val_fraction, data.cache_dir or None, on_progress=show,
+                   train_tokenizer=None if cut is tokenizer else cut)
+
+
+def check_vocabulary(run: Path, tokenizer: Tokenizer, fingerprint: str) -> None:
+    """UserError when a run's vocabulary is not the one it began with."""
+    if fingerprint and tokenizer.fingerprint() != fingerprint:
+        raise UserError(f"cannot go on with {run}: its vocabulary (vocabulary.json) has changed: fingerprint "
+                        f"{tokenizer.fingerprint()[:12]}, the run began with {fingerprint[:12]}")
+
+
+class _Shown:
+    """Tells that a vocabulary is being trained, how far it is on a terminal, and how long it took."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.started = title, 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        if not self.started:
+            self.started = time.monotonic()
+            print(self.title, flush=True)
+        phase, done, total = progress
+        _live(f"{phase}: {100 * done / total:.0f} %" if total else f"{phase}: {done / MB:,.1f} MB")
+
+    def finish(self) -> None:
+        if self.started:
+            _live("")
+            print(f"vocabulary: trained in {time.monotonic() - self.started:.1f} s, kept for the next run", flush=True)
+
+
+def _live(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
