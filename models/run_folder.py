@@ -11,6 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+import kernels
 import tokenizer as tokenizers
 from engine import UserError
 from models.config import ModelConfig
@@ -37,13 +38,15 @@ class Run:
     path: Path
 
 
-def load_run(path: str | Path, checkpoint: int | None = None) -> Run:
+def load_run(path: str | Path, checkpoint: int | None = None, device: str = "auto") -> Run:
     """Reads a run folder.
 
     Args:
         checkpoint: the step to read; default the last.
+        device: where the model is put; "auto": on the GPU where there is one.
     Raises:
-        UserError: not a run folder, no checkpoint yet, another format version, weights that do not fit the config.
+        UserError: not a run folder, no checkpoint yet, another format version, weights that do not fit the config,
+            another vocabulary than the checkpoint's.
     """
     path = Path(path)
     config = read_model_config(path)
@@ -53,6 +56,9 @@ def load_run(path: str | Path, checkpoint: int | None = None) -> Run:
                         f"got {config.vocab_size}")
     folder = latest_checkpoint(path) if checkpoint is None else checkpoint_at(path, checkpoint)
     state = read_state(folder)
+    if state.get("tokenizer", tokenizer.fingerprint()) != tokenizer.fingerprint():
+        raise UserError(f"{vocabulary_file(path)}: the vocabulary has changed: fingerprint "
+                        f"{tokenizer.fingerprint()[:12]}, {folder.name} has {state['tokenizer'][:12]}")
     model = Decoder(config, seed=None)
     weights = folder / "model.safetensors"
     try:
@@ -63,7 +69,9 @@ def load_run(path: str | Path, checkpoint: int | None = None) -> Run:
         raise UserError(f"{weights}: not a safetensors file ({error})") from None
     except UserError as error:
         raise UserError(f"{weights}: {error}") from None
-    model.eval()
+    if device == "auto":
+        device = "cuda" if kernels.gpu_memory() else "cpu"
+    model.to(device).eval()
     return Run(config, model, tokenizer, state["step"], path)
 
 

@@ -68,6 +68,8 @@ DAMAGES = {
     "small vocabulary": (write("config.toml", "[model]\nvocab_size = 100\n"), "tokenizer's 264 ids: got 100"),
     "no checkpoint": (remove(STATE), "has no checkpoint yet"),
     "state not JSON": (write(STATE, "{"), "state.json: broken JSON"),
+    "another vocabulary": (write(STATE, '{"format": 1, "step": 7, "tokenizer": "00112233445566778899aabbccddeeff"}'),
+                           "vocabulary.json: the vocabulary has changed: .* step-000007 has 001122334455"),
     "other format": (write(STATE, '{"format": 99, "step": 7}'), "format must be 1 with a step, got 99"),
     "no weights": (remove(WEIGHTS), "model.safetensors: cannot read"),
     "weights of another kind": (write(WEIGHTS, "weights"), "model.safetensors: not a safetensors file"),

@@ -36,8 +36,9 @@ def probabilities(cuts: list[tuple[int, ...]], alpha: float) -> np.ndarray:
 def chi_square(times: np.ndarray, expected: np.ndarray) -> tuple[float, int]:
     """The statistic and its degrees of freedom; rare cuts count as one."""
     rare = expected < 10
-    times = np.append(times[~rare], times[rare].sum())
-    expected = np.append(expected[~rare], expected[rare].sum())
+    if rare.any():
+        times = np.append(times[~rare], times[rare].sum())
+        expected = np.append(expected[~rare], expected[rare].sum())
     return float(((times - expected) ** 2 / np.maximum(expected, 1e-9)).sum()), len(times) - 1
 
 

@@ -95,6 +95,23 @@ def test_a_killed_training_goes_on(stage, expected, tmp_path):
     assert len([path for path in tmp_path.rglob("*") if not path.name.startswith("text")]) <= 4
 
 
+@pytest.mark.parametrize("stage", ["n-grams", "merged words"])
+def test_a_killed_training_goes_on_with_less_memory(stage, expected, tmp_path, monkeypatch):
+    def run(job, tasks, where, name):
+        if name == stage:
+            engines.run(job, tasks[::2], where, name, workers=1)
+            raise KeyboardInterrupt
+        return engines.run(job, tasks, where, name, workers=1)
+
+    for range_bytes in (2_000, 1_500):
+        monkeypatch.setattr("tokenizer.train.discover.plan",
+                            lambda *known, size=range_bytes: plan(*known)._replace(range_bytes=size))
+        with pytest.raises(KeyboardInterrupt):
+            candidates(tmp_path, run=run)
+    monkeypatch.undo()
+    assert candidates(tmp_path) == expected
+
+
 @pytest.mark.slow
 def test_candidates_on_ray(expected, tmp_path):
     pytest.importorskip("ray")

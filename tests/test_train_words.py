@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tokenizer.boundaries import allows, borders
@@ -61,10 +61,9 @@ def model_of(folder: Path, documents: list[str], rule: str, least: int = 1) -> L
 
 
 @SMALL
-@given(documents=DOCUMENTS, rule=RULES, block=st.integers(4, 50), range_bytes=st.integers(80, 800),
+@given(documents=DOCUMENTS, rule=RULES, block=st.integers(4, 50), range_bytes=st.integers(16, 200),
        least=st.integers(2, 3))
 def test_ngrams_are_counted_as_by_counter(documents, rule, block, range_bytes, least, tmp_path_factory):
-    documents = documents * 2
     paths = merge(tmp_path_factory.mktemp("n"), documents, rule, least, block=block, range_bytes=range_bytes)
     assert as_counter(paths, least) == Counter({k: n for k, n in counted(documents, rule).items() if n >= least})
 
@@ -149,10 +148,11 @@ def cut(text: np.ndarray, starts: np.ndarray) -> list[bytes]:
 
 
 @SMALL
+@example(documents=["xx"], short="bbaab1ab b", rule="none", least=2, repeated=2)
 @given(documents=DOCUMENTS, short=st.text(alphabet="ab 1中é", min_size=1, max_size=9), rule=RULES,
-       least=st.integers(1, 3))
-def test_the_cut_is_the_cheapest_of_all(documents, short, rule, least, tmp_path_factory):
-    model = model_of(tmp_path_factory.mktemp("s"), documents, rule, least)
+       least=st.integers(1, 3), repeated=st.integers(0, 3))
+def test_the_cut_is_the_cheapest_of_all(documents, short, rule, least, repeated, tmp_path_factory):
+    model = model_of(tmp_path_factory.mktemp("s"), documents + [short] * repeated, rule, least)
     text, forced = joined([short], rule)
     found = cut(text, word_starts(model, text, forced, 100))
     assert b"".join(found) == short.encode()
@@ -161,7 +161,7 @@ def test_the_cut_is_the_cheapest_of_all(documents, short, rule, least, tmp_path_
 
 
 @SMALL
-@given(documents=DOCUMENTS, short=st.text(alphabet="ab 中é", min_size=1, max_size=9), longest=st.integers(4, 7))
+@given(documents=DOCUMENTS, short=st.text(alphabet="ab 中é", min_size=1, max_size=9), longest=st.integers(4, 9))
 def test_a_long_word_is_cut_again_in_the_cheapest_way(documents, short, longest, tmp_path_factory):
     model = model_of(tmp_path_factory.mktemp("s"), [*documents, short, short], "none")
     text, forced = joined([short], "none")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Sequence
 
 import numpy as np
@@ -112,6 +113,11 @@ class BaseTokenizer(ABC):
 
     def _integers(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """Ids in one dimension, in range or not."""
+        if isinstance(ids, list):
+            try:
+                return np.frombuffer(array("q", ids), np.int64)  # in a third of the time of np.asarray
+            except (TypeError, OverflowError):
+                pass
         ids = np.asarray(ids)
         if ids.size == 0:
             return np.empty(0, self.dtype)

@@ -39,8 +39,7 @@ _NEVER = 1 << 61
 _NARROW_COST, _WIDE_COST = 1 << 23, 1 << 32
 
 _LABEL_BITS, _BASE_BITS = np.uint64(9), np.uint64(27)
-_LABEL = np.uint64((1 << 9) - 1)
-_BASE_MASK = np.uint64((1 << 27) - 1)
+_LABEL, _BASE_MASK = np.uint64((1 << 9) - 1), np.uint64((1 << 27) - 1)
 _PIECE_SHIFT = np.uint64(36)
 _NO_LABEL = np.uint64(256)
 _ONE, _TWO, _THREE, _FOUR = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)

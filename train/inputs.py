@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tokenizer.train import Progress
 
 MB = 1_000_000
+TELL_EVERY_SECONDS = 10
 
 
 def new_tokenizer(config: Config) -> Tokenizer:
@@ -81,17 +82,22 @@ def check_vocabulary(run: Path, tokenizer: Tokenizer, fingerprint: str) -> None:
 
 
 class _Shown:
-    """Tells that a vocabulary is being trained, how far it is on a terminal, and how long it took."""
+    """Tells that a vocabulary is being trained, how far it is, and how long it took."""
 
     def __init__(self, title: str) -> None:
-        self.title, self.started = title, 0.0
+        self.title, self.started, self.told = title, 0.0, 0.0
 
     def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
         if not self.started:
-            self.started = time.monotonic()
+            self.started = self.told = now
             print(self.title, flush=True)
         phase, done, total = progress
-        _live(f"{phase}: {100 * done / total:.0f} %" if total else f"{phase}: {done / MB:,.1f} MB")
+        text = f"{phase.replace('-', ' ')}, " + (f"{100 * done / total:.0f} %" if total else f"{done / MB:,.1f} MB")
+        _live(f"vocabulary: {text}")
+        if not sys.stderr.isatty() and now - self.told > TELL_EVERY_SECONDS:
+            self.told = now
+            print(f"vocabulary: {text}", flush=True)
 
     def finish(self) -> None:
         if self.started:

@@ -127,7 +127,7 @@ def resumed_config(run: Path, arguments: argparse.Namespace, values: dict[str, o
 
 def initialise_from(model: Decoder, tokenizer: Tokenizer, run: Path) -> None:
     """Copy the weights of another run's last checkpoint. UserError when vocabulary or shapes differ."""
-    other = load_run(run)
+    other = load_run(run, device="cpu")
     if other.tokenizer.fingerprint() != tokenizer.fingerprint():
         raise UserError(f"--init-from {run}: its vocabulary is not this run's "
                         f"({other.tokenizer.fingerprint()[:12]} and {tokenizer.fingerprint()[:12]})")
@@ -229,8 +229,7 @@ def run_session(config: Config, folder: RunFolder, model: Decoder, tokenizer: To
         return evaluate(model, evaluation_batches(validation, tokenizer, data.seq_len, data.doc_mask, run.eval_tokens))
 
     def sample() -> str:
-        new = generate_text(model, tokenizer, run.sample_prompt, run.sample_tokens, seed=run.seed,
-                            use_cache=run.device == "cpu")
+        new = generate_text(model, tokenizer, run.sample_prompt, run.sample_tokens, seed=run.seed)
         return run.sample_prompt + "".join(new)
 
     identity = Identity(tokenizer.fingerprint(), corpus.train.fingerprint)
