@@ -226,7 +226,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="tokenization-") as temporary:
         folder = Path(arguments.work or temporary).absolute()
         try:
-            results = measure(arguments, folder, lambda line: console.print(line, style="dim"))
+            results = measure(arguments, folder, lambda line: console.print(line, style="dim", markup=False))
         except (ContestantError, ValueError) as error:
             raise TokenizerError(str(error)) from None
     for table in tables(results):

@@ -92,7 +92,7 @@ def answer(contestant: str, process: subprocess.Popen) -> dict:
     lines = output.splitlines()
     found = json.loads(lines[-1]) if lines else {"error": (errors.strip() or "no answer").splitlines()[-1]}
     if "error" in found:
-        raise ContestantError(found["error"])
+        raise ContestantError(found["error"].splitlines()[0])
     return found
 
 
@@ -130,6 +130,9 @@ class Contest:
                 self.leave_out(name, failure)
 
     def leave_out(self, name: str, reason: str) -> None:
+        """ContestantError for ours, without which there is no contest."""
+        if name == "ours":
+            raise ContestantError(f"ours: {reason}")
         self.missing[name] = reason
         self.versions.pop(name, None)
         self.say(f"{name} takes no part: {reason}")
@@ -158,8 +161,6 @@ class Contest:
                 result.update(size=size, version=self.versions[name], folder=str(folder))
                 kept.write_text(json.dumps(result))
         except ContestantError as error:
-            if name == "ours":
-                raise
             self.leave_out(name, f"training failed, {error}")
             return None
         self.trained[name, text] = result
@@ -245,5 +246,5 @@ class Contest:
             try:
                 results[name] = self.ask(name, "lossless", folder=folder, strings=strings)
             except ContestantError as error:
-                results[name] = {"strings": strings, "changed": None, "error": str(error)}
+                self.leave_out(name, str(error))
         return results

@@ -43,15 +43,16 @@ def made(pieces, costs):
 
 @st.composite
 def vocabularies(draw, letters=b"ab", most_cost=3, longest=8):
-    longer = draw(st.lists(st.lists(st.sampled_from(list(letters)), min_size=2, max_size=longest).map(bytes), max_size=25,
-                           unique=True))
+    words = st.lists(st.sampled_from(list(letters)), min_size=2, max_size=longest).map(bytes)
+    longer = draw(st.lists(words, max_size=25, unique=True))
     pieces = SINGLES + longer
     costs = draw(st.lists(st.integers(0, most_cost), min_size=len(longer), max_size=len(longer)))
     return pieces, [draw(st.integers(1, most_cost))] * 256 + costs
 
 
 @draws
-@given(vocabularies(), st.lists(st.lists(st.sampled_from(b"abc"), max_size=30).map(bytes), max_size=6), st.integers(1, 40))
+@given(vocabularies(), st.lists(st.lists(st.sampled_from(b"abc"), max_size=30).map(bytes), max_size=6),
+       st.integers(1, 40))
 def test_it_is_the_cheapest_cut_and_ties_go_to_the_longest_last_piece(vocabulary, texts, window):
     expected = [cheapest(*vocabulary, text) for text in texts]
     reference = Reference(*vocabulary)

@@ -27,7 +27,7 @@ def signatures() -> dict[str, list]:
 def test_a_run_compiles_nothing_that_was_not_compiled_before(tmp_path):
     warm.warm()
     before = signatures()
-    assert len(before) > 10 and all(before[f"tokenizer.{name}"] for name in ("best_path.encode", "sampling._sample"))
+    assert sum(map(bool, before.values())) > 10
     rows = rows_file(tmp_path / "rows.jsonl", [text_of(n) for n in range(100)])
     for _ in range(2):
         vocabulary = cached_vocabulary(recipe_of(rows), tmp_path / "cache")

@@ -58,7 +58,8 @@ def run(arguments: list[str], script: str = "") -> subprocess.CompletedProcess:
 
 def killed_after(rounds: int, number: signal.Signals) -> str:
     return f"""
-import os
+import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started us with Ctrl-C ignored
 from tokenizer.train import rounds
 save, calls = rounds._save, []
 def _save(*arguments):

@@ -3,7 +3,7 @@
 Aho and Corasick, "Efficient string matching: an aid to bibliographic search" (1975). The trie is a double array (Aoe,
 "An efficient digital search algorithm by using a double-array structure", 1989): the child of state s by byte c is
 base[s] + c, if that state's parent is s. What a search needs of a state stands in one row of 32 bytes; best_path.py
-makes tables of its own from the rows.
+reads tables made from the rows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tokenizer.interface import TokenizerError
 # no two other states share one.
 BASE, PARENT, FAIL, LINK, LENGTH, COST, PIECE, DEPTH = range(8)
 COLUMNS = 8
-LAYOUT = 3  # of rows and of best_path.Tables; saved tables of another layout are made anew
+LAYOUT = 4  # of rows and of best_path.Tables; saved tables of another layout are made anew
 BYTES = 256
 ROOT = 0
 CROWDED = 64  # tries after which the search for gaps starts further on

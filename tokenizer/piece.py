@@ -81,10 +81,12 @@ class PieceTokenizer(BaseTokenizer):
         else:
             shares = np.searchsorted(starts, np.linspace(0, len(text), threads + 1))
             shares[0], shares[-1] = 0, len(starts) - 1
+
+            def share(first: int, last: int) -> np.ndarray:
+                return self._ids(text, starts[first : last + 1], ends[first + 1 : last + 1])
+
             with ThreadPoolExecutor(threads) as pool:
-                parts = pool.map(lambda first, last: self._ids(text, starts[first : last + 1], ends[first + 1 : last + 1]),
-                                 shares[:-1].tolist(), shares[1:].tolist())
-                ids = np.concatenate(list(parts))
+                ids = np.concatenate(list(pool.map(share, shares[:-1].tolist(), shares[1:].tolist())))
         return ids, np.cumsum(ends)
 
     def _ids(self, text: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -99,10 +99,10 @@ class Range(NamedTuple):
 
 def ranges(paths: list[Path], range_bytes: int, least: int) -> list[Range]:
     """Ranges that hold about `range_bytes` of all tables' entries each."""
-    tables = [table for path in paths for table in open_arrays(path)]
-    entries = sum(map(len, tables))
+    entries = sum(len(table) for path in paths for table in open_arrays(path))
     step = entries // SAMPLE + 1
-    sample = np.sort(np.concatenate([np.empty(0, np.uint64), *(table[::step] for table in tables)])) & _BYTES
+    sample = [np.array(table[::step]) for path in paths for table in open_arrays(path)]
+    sample = np.sort(np.concatenate([np.empty(0, np.uint64), *sample])) & _BYTES
     count = entries * sample.itemsize // range_bytes + 1
     edges = np.unique(sample[np.arange(1, count) * len(sample) // count]).tolist()
     edges = [edge for edge in edges if edge > 0]

@@ -6,6 +6,7 @@ ends, and the words' bytes joined. Words are told apart by their bytes; the hash
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -159,10 +160,10 @@ def open_words(path: Path) -> list[Words]:
 
 def merge_words(task: Range, path: Path) -> None:
     """A job: one table of a range of hashes."""
-    save_arrays(path, merged([words for path in task.paths for words in open_words(path)], task))
+    save_arrays(path, merged((words for path in task.paths for words in open_words(path)), task))
 
 
-def merged(tables: list[Words], task: Range) -> Words:
+def merged(tables: Iterable[Words], task: Range) -> Words:
     low, high = (HASHES * i // task.total for i in (task.number, task.number + 1))
     slices = [_slice(words, low, high) for words in tables]
     hashes = np.concatenate([np.empty(0, np.uint64), *(words.hashes for words in slices)])
