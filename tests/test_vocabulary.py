@@ -210,7 +210,7 @@ def test_the_number_of_the_layout_changes_with_the_tables():
     made = PieceTokenizer(Vocabulary(pieces, np.ones(len(pieces), np.int64), np.arange(len(pieces))))
     arrays = [made.automaton_rows, *(np.asarray(value) for value in made.tables)]
     found = zlib.crc32(b"".join(array.tobytes() for array in arrays))
-    assert (automaton.LAYOUT, found) == (3, 0x76E7AC3E), hex(found)
+    assert (automaton.LAYOUT, found) == (4, 0x76E7AC3E), hex(found)
 
 
 def test_a_folder_that_takes_no_tables(monkeypatch, saved):
