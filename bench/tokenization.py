@@ -68,7 +68,7 @@ def parse(argv: list[str] | None) -> Namespace:
     parser.add_argument("--threads", type=int, default=available_cores(), help="of each training; encoding has one")
     parser.add_argument("--train-mb", type=float, default=1e6, help="of the text, at most this for training")
     parser.add_argument("--slow-mb", type=float, default=10.0, help="for bytepiece and sentencepiece, and ours beside")
-    parser.add_argument("--speed-mb", type=float, default=1.0, help="of each kind, to time")
+    parser.add_argument("--speed-mb", type=float, default=2.0, help="of each kind, to time")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--passes", type=int, default=3, help="warm ones in each round")
     parser.add_argument("--strings", type=int, default=RANDOM_STRINGS, help="random ones for adversarial")

@@ -96,6 +96,16 @@ def answer(contestant: str, process: subprocess.Popen) -> dict:
     return found
 
 
+def _line(contestant: str, process: subprocess.Popen) -> str:
+    """The next line of a worker that is not done yet."""
+    line = process.stdout.readline()
+    if not line or line.startswith("{"):
+        process.communicate()
+        reason = json.loads(line)["error"] if line else f"its worker ended with code {process.returncode}"
+        raise ContestantError(f"{contestant}: {reason}")
+    return line
+
+
 @dataclass
 class Contest:
     """The contestants that are there, and their vocabularies.
@@ -205,12 +215,12 @@ class Contest:
             workers = [start("ours", "throughput", folder=folder, texts=corpus.speed[kind], seconds=seconds)
                        for _ in range(2)]
             for worker in workers:
-                worker.stdout.readline()
+                _line("ours", worker)
             for turn in range(turns):
                 for at_work in (workers[turn % 2 :][:1], workers):
                     for worker in at_work:
                         print("go", file=worker.stdin, flush=True)
-                    rate = sum(float(worker.stdout.readline()) for worker in at_work)
+                    rate = sum(float(_line("ours", worker)) for worker in at_work)
                     entries.append({"kind": kind, "round": turn, "processes": len(at_work),
                                     "mb_per_second": rate * corpus.bytes[corpus.speed[kind]] / 1e6})
             for worker in workers:

@@ -162,6 +162,9 @@ def _training_goals(training: dict[str, dict]) -> list[Goal]:
     def ratio(upper: float | None, lower: float | None) -> float | None:
         return None if upper is None or lower is None else upper / lower
 
+    # Wall time depends on what else the machine did: two of different runs say nothing.
+    one_run = not any(training.get(name, {}).get("kept") for name in ("ours", "tokenizers"))
+    wall = ratio(cost("ours", "wall"), cost("tokenizers", "wall")) if one_run else None
     ours = training.get("ours")
     per_mb = ours["cpu"] / (ours["bytes"] / 1e6) if ours else None
     beside_slow = "ours/small" if "ours/small" in training else "ours"
@@ -169,8 +172,7 @@ def _training_goals(training: dict[str, dict]) -> list[Goal]:
         Goal("training: CPU seconds per MB", "<=", 1.5, per_mb),
         Goal("training: peak GB", "<=", 2, ours and ours["peak_mb"] * 2**20 / 1e9),
         Goal("training: bytepiece's CPU, x ours", ">=", 10, ratio(cost("bytepiece", "cpu"), cost(beside_slow, "cpu"))),
-        Goal("training: wall time, x tokenizers' BPE", "<=", 0.5,
-             ratio(cost("ours", "wall"), cost("tokenizers", "wall"))),
+        Goal("training: wall time, x tokenizers' BPE", "<=", 0.5, wall),
     ]
 
 
