@@ -70,6 +70,15 @@ def test_long_texts_are_searched_in_four_parts_at_once(vocabulary, seed, window)
     assert found(made(*vocabulary), texts, window) == [reference.encode(text) for text in texts]
 
 
+@pytest.mark.parametrize("size", range(120, 140))
+def test_the_last_window_is_as_short_as_it_likes(size):
+    """Four parts of some thirty bytes each, and a piece that lies across the border of two."""
+    pieces, costs = [*SINGLES, b"a" * 5, b"a" * 6, b"a" * 9], [1] * 256 + [0] * 3
+    for before in range(size // 4 - 12, size // 4 + 2):
+        text = b"b" * before + b"a" * 9 + b"b" * (size - before - 9)
+        assert found(made(pieces, costs), [text], 4096) == [Reference(pieces, costs).encode(text)]
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_any_bytes_in_windows_of_full_size(seed):
     random = np.random.default_rng(seed)

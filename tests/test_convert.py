@@ -22,6 +22,7 @@ from sources import ROOT
 from tokenizer import ByteTokenizer, PieceTokenizer, TokenizerError, load
 from tokenizer.alphabet import CHARACTERS, from_characters, to_characters
 from tokenizer.convert import UNCOVERED, convert
+from tokenizer.documents import standard_library_files
 from tokenizer.export import export, tokenizer_json
 from tokenizer.vocabulary import COST_UNIT, Vocabulary
 
@@ -185,6 +186,23 @@ def test_an_export_comes_back(tmp_path):
     vocabulary = sample(normalizer="nfc")
     export(vocabulary, tmp_path / "tokenizer.json")
     assert convert(tmp_path / "tokenizer.json").fingerprint() == vocabulary.fingerprint()
+
+
+def test_a_named_pattern_goes_out_and_comes_back_others_are_refused(tmp_path):
+    pytest.importorskip("regex")
+    vocabulary = sample([b"the 12", b" a b", b"don't"], boundaries="pattern:cl100k")
+    export(vocabulary, tmp_path / "tokenizer.json")
+    back = convert(tmp_path / "tokenizer.json")
+    assert back.fingerprint() == vocabulary.fingerprint() and "left out" not in str(back.made_by)
+    with pytest.raises(TokenizerError, match=r"only the patterns cl100k can be exported, .*got '\\\\d\+'"):
+        export(sample(boundaries=r"pattern:\d+"), tmp_path / "other.json")
+    assert not (tmp_path / "other.json").exists()
+    tokenizers = pytest.importorskip("tokenizers")
+    theirs, ours = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")), PieceTokenizer(vocabulary)
+    texts = [path.read_text(encoding="utf-8")[:40_000] for path in standard_library_files()[:4]]
+    texts += ["I don't 'LL 中文。\u3000 \n\n\r\n 12345\t\u00a0x ", "\u01c5\u0663\u2028😀a'\u017f"]
+    for text in texts:
+        assert theirs.encode(text).ids == ours.encode(text).tolist()
 
 
 def test_a_tokenizer_json_with_byte_fallback(tmp_path):

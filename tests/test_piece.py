@@ -14,8 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from piece_samples import SINGLES, sample
 
-from tokenizer import ByteTokenizer, PieceTokenizer, TokenizerError, best_path, load
+from tokenizer import ByteTokenizer, PieceTokenizer, StreamEncoder, TokenizerError, best_path, load
+from tokenizer.boundaries import borders as borders_of
+from tokenizer.documents import Piece
+from tokenizer.encode import encode_documents
 from tokenizer.reference import Reference
+from tokenizer.sampling import SampledTokenizer
 from tokenizer.vocabulary import Vocabulary
 
 WORDS = ["the", " the", "then", "he", "中文", "中", "文", "分词", " a", "ab", "😀", "\n\n", "--"]
@@ -217,3 +221,67 @@ def test_without_numba_the_reference_serves():
     assert found.returncode == 0, found.stderr.decode()
     ids, starts = PIECES.encode_batch(["the then中文分词 ab", "", "😀 a the\n\n", b"\xff\xe4\xb8the"])
     assert found.stdout.decode().strip() == f"{ids.dtype} {ids.tolist()} {starts.tolist()}"
+
+
+def pattern_of(rule: str, *words: str) -> PieceTokenizer:
+    """Pieces that cross the matches of `rule` among them."""
+    crossing = [" the the", "中文 a", "e, ", "\n\nab", "12ab", "😀😀", *words]
+    vocabulary = sample([*WORDS, *(word.encode() for word in crossing)])
+    return PieceTokenizer(Vocabulary(vocabulary.pieces, vocabulary.counts, vocabulary.costs, rule))
+
+
+PATTERNS = ["pattern:cl100k", "pattern:[a-z中]+", r"pattern:(?=\s)|文"]
+with_pattern = st.lists(st.one_of(st.text(st.sampled_from("the n中文,ab12😀\n"), max_size=40), st.binary(max_size=12)),
+                        max_size=6)
+
+
+def stretches_of(text: bytes, rule: str) -> list[bytes]:
+    edges = [0, *np.flatnonzero(borders_of(np.frombuffer(text, np.uint8), rule)).tolist(), len(text)]
+    return [text[a:b] for a, b in zip(edges[:-1], edges[1:])]
+
+
+@pytest.mark.parametrize("rule", PATTERNS)
+@draws
+@given(texts=with_pattern, size=st.integers(1, 9))
+def test_a_pattern_cuts_before_anything_else(rule, texts, size):
+    pytest.importorskip("regex")
+    tokenizer = pattern_of(rule)
+    plain = Vocabulary(tokenizer.vocabulary.pieces, tokenizer.vocabulary.counts, tokenizer.vocabulary.costs)
+    reference = Reference(plain.pieces, plain.costs)
+    texts = [text.encode() if isinstance(text, str) else text for text in texts]
+    expected = [[i for part in stretches_of(text, rule) for i in reference.encode(part)] for text in texts]
+    for text, ids in zip(texts, expected, strict=True):
+        assert tokenizer.encode_bytes(text).tolist() == ids and tokenizer.decode_bytes(ids) == text
+        edges = np.cumsum([0, *(len(part) for part in stretches_of(text, rule))]).tolist()
+        assert set(edges) <= set(tokenizer.encode_with_offsets(text)[1].tolist()), "no piece crosses a match"
+        stream = StreamEncoder(tokenizer)
+        pushed = [stream.push(text[at : at + size]).tolist() for at in range(0, len(text), size)]
+        assert sum(pushed, []) + stream.flush().tolist() == ids
+        drawn = SampledTokenizer(tokenizer, 0.5, 1)
+        cut = drawn.encode_bytes(text)
+        assert tokenizer.decode_bytes(cut) == text
+        assert set(edges) <= set(np.cumsum([0, *tokenizer.token_bytes()[cut]]).tolist())
+        stream = StreamEncoder(drawn)
+        assert [*stream.push(text), *stream.flush()] == cut.tolist()
+    for threads in (1, 3):
+        ids, starts = tokenizer.encode_batch(texts, threads)
+        assert [part.tolist() for part in np.split(ids, starts[1:-1])][: len(texts)] == expected
+        drawn = SampledTokenizer(tokenizer, 0.5, 1).encode_batch(texts, threads)
+        assert [array.tolist() for array in drawn] == [array.tolist() for array in
+                                                       SampledTokenizer(tokenizer, 0.5, 1).encode_batch(texts)]
+    pieces = [Piece(part, at + 1 == len(parts)) for parts in (["the 1", "2ab", ""], ["中文 a, the"]) for at, part in
+              enumerate(parts)]
+    found = np.concatenate([encoded.ids for encoded in encode_documents(tokenizer, pieces)])
+    eod = tokenizer.eod
+    assert found.tolist() == [*tokenizer.encode("the 12ab"), eod, *tokenizer.encode("中文 a, the"), eod]
+
+
+def test_a_pattern_makes_a_difference():
+    pytest.importorskip("regex")
+    crossed = pattern_of("none", "the 12").encode("the 12")
+    kept = pattern_of("pattern:cl100k", "the 12").encode("the 12")
+    assert len(crossed) == 1 and len(kept) > 2
+    fingerprints = {pattern_of(rule).fingerprint() for rule in ("none", "words", *PATTERNS)}
+    assert len(fingerprints) == 1 + len(PATTERNS)
+    copy = pickle.loads(pickle.dumps(pattern_of("pattern:cl100k")))
+    assert copy.encode("the the").tolist() == pattern_of("pattern:cl100k").encode("the the").tolist()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenizer import ByteTokenizer, StreamEncoder, TokenizerError, sampling
+from tokenizer import ByteTokenizer, StreamEncoder, TokenizerError, drawing
 from tokenizer.piece import PieceTokenizer
 from tokenizer.sampling import SampledTokenizer, sample
 from tokenizer.vocabulary import COST_UNIT, Vocabulary
@@ -136,7 +136,7 @@ def test_seeds_documents_and_places_give_other_cuts():
 def test_uniform_numbers_are_splitmix64():
     """The first numbers of seed 1234567 that its author's program gives (Vigna, splitmix64.c)."""
     gamma = 0x9E3779B97F4A7C15
-    mixed = [int(sampling._mix(np.uint64((1234567 + i * gamma) % 2**64))) for i in (1, 2, 3)]
+    mixed = [int(drawing._mix(np.uint64((1234567 + i * gamma) % 2**64))) for i in (1, 2, 3)]
     assert mixed == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 

@@ -132,12 +132,14 @@ def test_what_is_there_is_not_done_again(tmp_path):
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 from tokenizer.train import engines
 def job(task, path):
     path.write_bytes(b"%d" % task)
     if task == 2:
+        while len(list(path.parent.glob("task*"))) < 2:
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
 engines.run(job, range(4), Path(sys.argv[1]), "task", workers=1)
 """

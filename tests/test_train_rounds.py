@@ -14,7 +14,7 @@ from tokenizer import TokenizerError, automaton
 from tokenizer.boundaries import allows
 from tokenizer.documents import Piece, standard_library_files
 from tokenizer.piece import PieceTokenizer
-from tokenizer.train import counting, engines, rounds, seed_method
+from tokenizer.train import counting, engines, pairs, rounds, seed_method
 from tokenizer.train.report import described
 from tokenizer.train.settings import Settings, parse_bytes
 from tokenizer.train.spool import open_shard, spool
@@ -121,7 +121,9 @@ def test_a_pass_counts_pieces_blocks_and_pairs(shards, tmp_path, monkeypatch):
     rows = automaton.build(vocabulary.pieces, vocabulary.costs)
     counting.write_tables(tmp_path / "tables.npy", rows, vocabulary.pieces.lengths, frequent)
     passes = [counting.Pass(task, tmp_path / "tables.npy", True) for task in tasks]
-    found = counting.added_up(run(counting.count_pieces, passes, tmp_path, "pass"))
+    results = run(counting.count_pieces, passes, tmp_path, "pass")
+    counting.forget(tmp_path / "tables.npy")
+    found = counting.added_up(results)
 
     tokenizer, expected, beside, blocks, pair_blocks = PieceTokenizer(vocabulary), Counter(), Counter(), set(), set()
     for number, stretch in enumerate(itertools.chain(*tasks)):
@@ -133,17 +135,27 @@ def test_a_pass_counts_pieces_blocks_and_pairs(shards, tmp_path, monkeypatch):
             places = (at + np.concatenate(([0], np.cumsum(vocabulary.pieces.lengths[ids])))).tolist()
             block = [(number, place >> counting.BLOCK_BITS) for place in places]
             blocks.update(zip(ids, block))
-            pairs = [(a, b) for a, b in itertools.pairwise(ids)]
-            kept = [(pair, where) for pair, where in zip(pairs, block[1:]) if frequent[list(pair)].all()]
+            neighbours = itertools.pairwise(ids)
+            kept = [(pair, where) for pair, where in zip(neighbours, block[1:]) if frequent[list(pair)].all()]
             beside.update(pair for pair, _ in kept)
             pair_blocks.update(kept)
             at = places[-1]
     assert found.counts.tolist() == [expected[i] for i in range(len(pieces))]
     assert found.spread.tolist() == [Counter(i for i, _ in blocks)[i] for i in range(len(pieces))]
-    assert list(map(tuple, found.pairs.tolist())) == sorted(beside)
-    assert found.pair_counts.tolist() == [beside[pair] for pair in sorted(beside)]
+    monkeypatch.setattr(pairs, "RANGE_OCCURRENCES", 500)
     spread = Counter(pair for pair, _ in pair_blocks)
-    assert found.pair_spread.tolist() == [spread[pair] for pair in sorted(beside)]
+    for least in (0, 5000):
+        ranges = pairs.ranges(results, weigh, 0.5, least)
+        side_by_side, weights = pairs.joined(run(pairs.add_up, ranges, tmp_path, f"pairs-{least}"))
+        weighed = {pair: 0.5 * weigh(count, spread[pair]) for pair, count in beside.items() if count > 1}
+        weighed = {pair: weight for pair, weight in sorted(weighed.items()) if weight >= least}
+        assert list(map(tuple, side_by_side.tolist())) == list(weighed) and weights.tolist() == [*weighed.values()]
+        assert len(ranges) > 3 and len(weighed) > 3
+
+
+def weigh(count, spread):
+    """A weight that tells both numbers."""
+    return 1000.0 * count + spread
 
 
 @pytest.mark.parametrize("boundaries", ["default", "words", "none"])
@@ -198,8 +210,9 @@ class Stopped(Exception):
 @pytest.mark.parametrize("stop", [1, 3, 4])
 def test_goes_on_after_a_stop(shards, tmp_path, stop):
     settings = Settings(700, rounds=4)
-    whole = trained(shards, tmp_path / "whole", settings)
-    calls = []
+    unbroken, calls = [], []
+    whole = trained(shards, tmp_path / "whole", settings,
+                    run=lambda job, tasks, folder, name: unbroken.append(name) or run(job, tasks, folder, name))
 
     def interrupted(job, tasks, folder, name):
         calls.append(name)
@@ -214,7 +227,7 @@ def test_goes_on_after_a_stop(shards, tmp_path, stop):
                     run=lambda job, tasks, folder, name: names.append(name) or run(job, tasks, folder, name))
     assert again.fingerprint() == whole.fingerprint() and (again.counts == whole.counts).all()
     assert [row.round for row in rows] == list(range(5))
-    assert names == [f"round-{number:02d}" for number in range(stop, 5)]
+    assert names == unbroken[unbroken.index(unbroken[stop]):]
 
 
 def test_too_few_pieces(tmp_path):
@@ -232,8 +245,12 @@ def test_coverage_and_bytes_per_token():
     assert (row.bytes_per_token, row.coverage) == (20 / 8, 9 / 20)
 
 
-def test_fragments_of_the_seeds_method(shards, tmp_path, monkeypatch):
+@pytest.mark.parametrize("block, each", [(1 << 20, 1 << 20), (2_000, 8_000)])
+def test_fragments_of_the_seeds_method(shards, tmp_path, monkeypatch, block, each):
+    """Whatever fits into memory: blocks of text, and ranges of so many entries."""
     monkeypatch.setattr(counting, "STRETCH_BYTES", 20_000)
+    monkeypatch.setattr(seed_method, "PART_BYTES", block)
+    monkeypatch.setattr(seed_method, "RANGE_BYTES", each * seed_method.ENTRY_BYTES)
     settings = Settings(700, method="seed", boundaries="words")
     pieces, counts = seed_method.fragments(shards, tmp_path, settings, run)
     expected = Counter()
@@ -246,8 +263,54 @@ def test_fragments_of_the_seeds_method(shards, tmp_path, monkeypatch):
                 expected.update(document[i : i + length] for i in range(len(document) - length + 1))
     expected = {piece.encode(): count for piece, count in expected.items()}
     kept = {piece: count for piece, count in expected.items() if count >= 2 and allows(piece, "words")}
-    assert dict(zip(pieces, counts.tolist())) == kept and pieces == sorted(pieces)
+    assert dict(zip(pieces, counts.tolist())) == kept and list(pieces) == sorted(pieces)
     assert max(len(piece.decode()) for piece in pieces) == 7
+    assert not list(tmp_path.iterdir())
+
+
+def test_fragments_of_any_characters_in_the_order_of_their_bytes(tmp_path):
+    text = "a\0\0bé中\U00020000\uffff\x80z" * 3 + "a\0b中é\U00020000a" * 2
+    shards = spool([Piece(text, True)], tmp_path / "text")
+    settings = Settings(700, method="seed", boundaries="none", max_piece_bytes=9)
+    pieces, counts = seed_method.fragments(shards, tmp_path, settings, run)
+    found = Counter(text[i : i + n] for n in range(1, 8) for i in range(len(text) - n + 1))
+    kept = {piece.encode(): count for piece, count in found.items() if count > 1 and len(piece.encode()) <= 9}
+    assert list(pieces) == sorted(kept) and counts.tolist() == [kept[piece] for piece in pieces]
+
+
+def test_fragments_go_on_after_a_stop(shards, tmp_path, monkeypatch):
+    settings = Settings(700, method="seed")
+    whole, counts = seed_method.fragments(shards, tmp_path / "whole", settings, run)
+    for stop in (1, 2, 5, 9):
+        calls = []
+
+        def interrupted(job, tasks, folder, name):
+            calls.append(name)
+            if len(calls) > stop:
+                raise Stopped
+            return run(job, tasks, folder, name)
+
+        with pytest.raises(Stopped):
+            seed_method.fragments(shards, tmp_path / str(stop), settings, interrupted)
+        monkeypatch.setattr(seed_method, "PART_BYTES", 5_000)
+        again, numbers = seed_method.fragments(shards, tmp_path / str(stop), settings, run)
+        assert list(again) == list(whole) and (numbers == counts).all()
+
+
+def test_cuts_are_drawn_while_counting_the_same_for_any_workers(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(counting, "STRETCH_BYTES", 20_000)
+    settings, made = Settings(500, rounds=3, method="seed-sampled"), []
+    for name, workers, most in (("a", 1, 128), ("b", 3, 2)):
+        monkeypatch.setattr(counting, "MOST_TASKS", most)
+        made.append(trained(shards, tmp_path / name, settings, run=partial(run, workers=workers),
+                            way=seed_method.Seed(1.0)))
+    best = trained(shards, tmp_path / "best", settings, way=seed_method.Seed())
+    surely = trained(shards, tmp_path / "surely", settings, way=seed_method.Seed(1e6))
+    assert made[0].fingerprint() == made[1].fingerprint() and (made[0].counts == made[1].counts).all()
+    assert made[0].counts.sum() > best.counts.sum(), "likely cuts are not the shortest"
+    size = sum(shard.stat().st_size for shard in shards)
+    assert all(vocabulary.counts @ vocabulary.pieces.lengths == size for vocabulary in (*made, best, surely))
+    assert abs(surely.counts.sum() / best.counts.sum() - 1) < 0.01
 
 
 def test_the_seeds_method(shards, tmp_path):

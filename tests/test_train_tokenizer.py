@@ -102,6 +102,24 @@ def test_the_same_file_for_any_number_of_workers(trained, data, tmp_path, flags)
     assert (tmp_path / "out/vocabulary.json").read_bytes() == (trained / "vocabulary.json").read_bytes()
 
 
+@pytest.mark.parametrize("method", ["discover", "seed", "seed-sampled"])
+def test_a_pattern_shapes_training_and_encoding(data, tmp_path, method):
+    regex = pytest.importorskip("regex")
+    flags = ["--boundaries", "pattern:cl100k", "--method", method]
+    assert main(command(data, tmp_path / "out", "--workers", "1", *flags)) == 0
+    assert main(command(data, tmp_path / "more", "--workers", "3", "--memory", "64MB", *flags)) == 0
+    assert (tmp_path / "out/vocabulary.json").read_bytes() == (tmp_path / "more/vocabulary.json").read_bytes()
+    loaded = tokenizer.load(tmp_path / "out")
+    expression = regex.compile(loaded.vocabulary.boundaries[len("pattern:"):])
+    for piece in loaded.vocabulary.pieces[256:]:
+        assert len(expression.findall(piece.decode())) <= 2, "a piece is of one match, though alone it may be parted"
+    text = standard_library_files()[7].read_text(encoding="utf-8")[:50_000] + CHINESE
+    ids, places = loaded.encode_with_offsets(text, unit="character")
+    assert {match.end() for match in expression.finditer(text)} <= set(places.tolist())
+    assert loaded.decode(ids) == text and len(text.encode()) / len(ids) > 1.5
+    assert (loaded.vocabulary.counts[256:] > 0).mean() > 0.9
+
+
 def test_a_ray_cluster_gives_the_same_file(trained, data, tmp_path):
     pytest.importorskip("ray")
     assert main(command(data, tmp_path / "out", "--engine", "ray", "--workers", "2")) == 0
@@ -144,7 +162,8 @@ def test_a_command_says_what_it_does(data, tmp_path):
     ({"--vocab-size": "256"}, "vocab_size must be at least 257, the 256 bytes and a piece: got 256"),
     ({"--vocab-size": "90000"}, "vocab_size must be at most"), ({"--vocab-size": "many"}, "invalid int value: 'many'"),
     ({"--data": "/nowhere/at/all.txt"}, "no such file or folder"), ({"--memory": "lots"}, "a size must be a number"),
-    ({"--boundaries": "wrd"}, "boundaries must be one of default, none, words, characters: got wrd"),
+    ({"--boundaries": "wrd"}, "boundaries must be one of default, none, words, characters, or pattern:REGEX: got wrd"),
+    ({"--boundaries": "pattern:["}, "a pattern must be a regular expression"),
     ({"--out": "FILE/out"}, "cannot write (Not a directory)"), ({"--data": "EMPTY"}, "no text to train on"),
     ({"--out": "TRAINED"}, "holds a vocabulary already"), ({"--data": "BROKEN"}, "line 1"),
 ])

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import tokenizer
 from piece_samples import AWKWARD, SINGLES, sample
 from sources import ROOT
-from tokenizer import ByteTokenizer, PieceTokenizer, TokenizerError, automaton, tables
+from tokenizer import ByteTokenizer, PieceTokenizer, TokenizerError, automaton, patterns, tables
 from tokenizer.vocabulary import Pieces, Vocabulary, costs_of
 
 TEXT = "the  the\n\n你好 a\u2028ab\u200bb ab ba\n".encode() + bytes(range(256)) + b"\xff\x00\xff\xe4\xbd\xed\xa0\x80"
@@ -72,7 +72,8 @@ def test_costs_are_logarithms_in_steps():
     ({"costs": np.full(256, 1 << 31)}, "costs must be in"),
     ({"special": ["<|end|>", "x", "x"]}, "special tokens must be different, got 'x' twice"),
     ({"special": ["x"]}, r"must include '<\|end\|>', got \['x'\]"),
-    ({"boundaries": "some"}, "the boundaries must be one of .*'default'.*, got 'some'"),
+    ({"boundaries": "some"}, "boundaries must be one of default, .* or pattern:REGEX: got some"),
+    ({"boundaries": "pattern:["}, "a pattern must be a regular expression"),
     ({"normalizer": "nfd"}, "the normalizer must be one of .*'nfc'.*, got 'nfd'"),
 ])
 def test_rules_of_a_vocabulary(change, message):
@@ -246,7 +247,7 @@ def test_an_edit_without_the_checksum_is_refused(saved):
     ({"pieces": [["a", 1, 2]], "special": {}}, "the first 256 pieces of a vocabulary must be the bytes in order"),
     ({"special": {"<|end|>": 3}}, r"the ids of special tokens must be \d+ and the following, in order, got"),
     ({"normalizer": ["nfc"]}, "normalizer must be there and be a str, got"),
-    ({"boundaries": "some"}, "the boundaries must be one of"),
+    ({"boundaries": "some"}, "boundaries must be one of"), ({"boundaries": "pattern:["}, "a pattern must be a"),
     ({"made_by": 3}, "made_by must be there and be a dict, got 3"),
 ])
 def test_a_file_that_breaks_a_rule(saved, changes, message):
@@ -306,3 +307,23 @@ def test_every_public_name_is_there():
     assert all(getattr(tokenizer, name) is not None for name in tokenizer.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         tokenizer.nothing  # noqa: B018
+
+
+def test_a_pattern_is_in_the_file_and_checked_on_load(tmp_path, monkeypatch):
+    pytest.importorskip("regex")
+    vocabulary = sample([b"the 12"], boundaries="pattern:cl100k")
+    assert vocabulary.boundaries == "pattern:" + patterns.NAMED["cl100k"], "a file needs no table of names"
+    PieceTokenizer(vocabulary).save(tmp_path)
+    for _ in range(2):  # with the tables, and without them
+        loaded = tokenizer.load(tmp_path)
+        assert loaded.vocabulary.boundaries == vocabulary.boundaries
+        assert loaded.fingerprint() == vocabulary.fingerprint()
+        assert len(loaded.encode("the 12")) > 2
+        with monkeypatch.context() as patched:
+            patched.setitem(sys.modules, "regex", None)
+            patterns._compiled.cache_clear()
+            with pytest.raises(TokenizerError, match="vocabulary.json: .*pip install 'loam") as error:
+                tokenizer.load(tmp_path)
+            assert "\n" not in str(error.value)
+        patterns._compiled.cache_clear()
+        (tmp_path / "vocabulary.tables").unlink()

@@ -23,9 +23,11 @@ COLUMNS = 8
 LAYOUT = 4  # of rows and of best_path.Tables; saved tables of another layout are made anew
 BYTES = 256
 ROOT = 0
-CROWDED = 64  # tries after which the search for gaps starts further on
+CROWDED, FURTHER_ON = 1, 8  # a search over more than so many words of bits lets the next start so many gaps further on
 MOST_BYTES = 254  # of a piece: best_path.py keeps lengths in eight bits
 MOST_STATES = 1 << 27
+_ONE, _LAST_BIT, _ALL = np.uint64(1), np.uint64(63), np.uint64((1 << 64) - 1)
+_SPARE = BYTES // 64 + 2  # words of bits beyond the base that is tried
 
 
 def build(pieces: Sequence[bytes], costs: np.ndarray) -> np.ndarray:
@@ -53,10 +55,9 @@ def build(pieces: Sequence[bytes], costs: np.ndarray) -> np.ndarray:
                              f"{len(parent):,}")
     if np.count_nonzero((depth == 1) & (piece >= 0)) != BYTES:
         raise TokenizerError("a vocabulary must hold all 256 bytes")
-    by_depth = np.argsort(depth, kind="stable").astype(np.int32)
-    children = np.argsort(parent[1:], kind="stable").astype(np.int32) + 1
-    starts = np.searchsorted(parent[children], np.arange(len(parent) + 1)).astype(np.int64)
-    place, bases, used = _double_array(by_depth, children, starts, byte)
+    by_depth = np.argsort(depth.astype(np.uint8), kind="stable").astype(np.int32)
+    children, starts = _children(parent)
+    place, bases, used = double_array(by_depth, children, starts, byte)
     return _rows(place, bases, used, by_depth, parent, byte, piece, depth, np.asarray(costs, np.int32))
 
 
@@ -89,54 +90,77 @@ def _trie(text, starts, lengths, pieces):
 
 
 @compiled
-def _double_array(by_depth, children, starts, byte):
+def _children(parent):
+    """The nodes below the root, those with the same parent side by side, and where those of each node begin."""
+    starts = np.zeros(len(parent) + 1, np.int64)
+    for node in range(1, len(parent)):
+        starts[parent[node] + 1] += 1
+    starts = np.cumsum(starts)
+    free = starts.copy()
+    children = np.empty(len(parent) - 1, np.int32)
+    for node in range(1, len(parent)):
+        children[free[parent[node]]] = node
+        free[parent[node]] += 1
+    return children, starts
+
+
+@compiled
+def double_array(by_depth, children, starts, byte):
     """Where each node stands, and the base of its children: the first gap that fits them all, shallow nodes first.
 
-    `following` leads from gap to gap; leaves have base 0, other bases are used once."""
+    Gaps and bases that are free are bits, so 64 bases are tried at once. Leaves have base 0, other bases are used once.
+    """
     nodes = len(by_depth)
-    bases = np.zeros(nodes, np.int32)
-    size = 2 * nodes + 2 * BYTES
-    taken = np.zeros(size, np.uint8)
-    used_base = np.zeros(size, np.uint8)
-    following = np.arange(1, size + 1).astype(np.int32)
-    place = np.zeros(nodes, np.int32)
-    taken[ROOT] = 1
+    place, bases = np.zeros(nodes, np.int32), np.zeros(nodes, np.int32)
+    gaps = np.full((2 * nodes >> 6) + _SPARE, _ALL)
+    free = gaps.copy()
+    gaps[0] = free[0] = _ALL ^ _ONE
     head, used = 1, 1
     for node in by_depth:
         first, last = starts[node], starts[node + 1]
         if first == last:
             continue
+        while gaps[head >> 6] >> np.uint64(head & 63) == 0:
+            head = (head | 63) + 1
+        head += _zeros(gaps[head >> 6] >> np.uint64(head & 63))
         lowest = byte[children[first]]
-        while taken[head]:
-            head = following[head]
-        at, before, tries = head, head, 0
-        base = -1
-        while base < 0:
-            while taken[at]:
-                at = following[at]
-                following[before] = at
-            if at + 2 * BYTES > size:
-                taken = np.concatenate((taken, np.zeros(size, np.uint8)))
-                used_base = np.concatenate((used_base, np.zeros(size, np.uint8)))
-                following = np.concatenate((following, np.arange(size + 1, 2 * size + 1).astype(np.int32)))
-                size *= 2
-            base = at - lowest
-            if base <= 0 or used_base[base]:
-                base = -1
-            k = first + 1
-            while base >= 0 and k < last:
-                if taken[base + byte[children[k]]]:
-                    base = -1
+        base = max(1, head - lowest)
+        word, fits = base >> 6, _ALL << np.uint64(base & 63)
+        tried = word
+        while True:
+            if word + _SPARE > len(gaps):
+                gaps = np.concatenate((gaps, np.full(len(gaps), _ALL)))
+                free = np.concatenate((free, np.full(len(free), _ALL)))
+            fits &= free[word]
+            k = first
+            while fits != 0 and k < last:
+                at = (word << 6) + byte[children[k]]
+                shift = np.uint64(at & 63)
+                fits &= gaps[at >> 6] >> shift | gaps[(at >> 6) + 1] << _ONE << (_LAST_BIT - shift)
                 k += 1
-            before, at, tries = at, following[at], tries + 1
-        if tries > CROWDED:
-            head = following[head]
-        bases[node], used_base[base] = base, 1
+            if fits != 0:
+                break
+            word, fits = word + 1, _ALL
+        if word - tried > CROWDED:
+            head += FURTHER_ON
+        base = (word << 6) + _zeros(fits)
+        bases[node], free[word] = base, free[word] ^ (fits & (~fits + _ONE))
         for k in range(first, last):
-            place[children[k]] = base + byte[children[k]]
-            taken[place[children[k]]] = 1
+            at = base + byte[children[k]]
+            place[children[k]] = at
+            gaps[at >> 6] ^= _ONE << np.uint64(at & 63)
         used = max(used, base + BYTES)
     return place, bases, used
+
+
+@compiled
+def _zeros(bits):
+    """How many zeros are below the lowest one of `bits`, which is not 0."""
+    count = 0
+    for step in (32, 16, 8, 4, 2, 1):
+        if bits & ((_ONE << np.uint64(step)) - _ONE) == 0:
+            bits, count = bits >> np.uint64(step), count + step
+    return count
 
 
 @compiled

@@ -17,11 +17,16 @@ SIDES = ("left", "right")
 
 
 class BaseTokenizer(ABC):
-    """Text to ids and back, lossless on any bytes."""
+    """Text to ids and back, lossless on any bytes.
+
+    Attributes:
+        pattern: "", or the rule at whose matches a text is cut before it is encoded (patterns.py).
+    """
 
     vocab_size: int
     special: dict[str, int]
     dtype: np.dtype
+    pattern = ""
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str | bytes], threads: int = 1) -> tuple[np.ndarray, np.ndarray]:

@@ -78,6 +78,7 @@ def _encode(steps, fallback, outputs, byte_costs, shorter, most, text, starts, i
         at, last = held, held + size
         while row < len(counts):
             stop = min(last, held + starts[row + 1] - done)
+            _shorten(shorter, longest, at, stop, held + starts[row] - done, overlap)
             _arrive(outputs, byte_costs, text[done + at - held :], longest[at:stop], sums[at:], lengths[at:])
             at = stop
             if done + at - held < starts[row + 1]:
@@ -111,6 +112,14 @@ def _begin(sums, at, overlap):
 
 
 @compiled
+def _shorten(shorter, longest, at, stop, begin, overlap):
+    """Near the beginning of a text: the longest pieces that do not begin before it."""
+    for i in range(at, min(stop, begin + overlap)):
+        while shorter[np.uint64(longest[i]) << _ONE] > i + 1 - begin:
+            longest[i] = shorter[(np.uint64(longest[i]) << _ONE) + _ONE]
+
+
+@compiled
 def _larger(sums, lengths, longest, room, least):
     """Working memory for twice as much text, or for `least` bytes."""
     wider = max(2 * room, least)
@@ -129,11 +138,12 @@ def _search(steps, fallback, text, base, overlap, longest):
     """The first pass: the longest piece that ends at each byte of the window `text`, of which `longest` has the length.
 
     `base` is that of the state before the window. Returns that of the state after it. The later parts begin `overlap`
-    bytes early, at the root; what they write there is wrong, and written again by the part before."""
+    bytes early, at the root; what they write there is wrong, and written again by the part before, which comes there
+    later: a part takes at most two tries for each of its first bytes, and has four times as many to go."""
     size, overlap = np.uint64(len(longest)), np.uint64(overlap)
     part = size // _FOUR
     root = (steps[ROOT] >> BASE_SHIFT) & BASE_MASK
-    if part < _FOUR * overlap or part < _WORTH_IT:
+    if part < _FOUR * overlap or part <= _WORTH_IT:
         return _search_on(steps, fallback, text, base, np.uint64(0), size, longest)
     end_a, end_b, end_c, end_d = part, _TWO * part, _THREE * part, size
     at_a, at_b, at_c, at_d = np.uint64(0), end_a - overlap, end_b - overlap, end_c - overlap

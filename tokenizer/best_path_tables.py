@@ -1,4 +1,9 @@
-"""What the search for best paths (best_path.py) reads of an automaton: compact tables, made from its rows."""
+"""What the search for best paths (best_path.py) reads of an automaton: compact tables, made from its rows.
+
+In a long run of one byte a piece ends at each position for each length that pieces of this byte alone have. Most cannot
+be the last piece of the best path there, for of equal paths that with the longest last piece wins: whatever came before
+such a piece, another two pieces, or one, cover the same bytes for no more and end with a longer one. They are left out.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +40,9 @@ class Tables(NamedTuple):
             longest piece that ends in it (28 bits).
         fallback: uint32 [states], by base: the base to try when a byte does not follow.
         outputs: uint32, or uint64 where a cost is 128 nats or more: four numbers for each piece, as the longest that
-            ends at a position. Three are this piece and the next shorter ones that end it and have more than one byte,
-            each as cost << 8 | 255 - length. The fourth is where in the array the others stand, an even number of them,
-            up to a 0; it is 0 if there are none.
+            ends at a position. Three are this piece and the next shorter ones that end it, have more than one byte and
+            can be the last of a best path, each as cost << 8 | 255 - length. The fourth is where in the array the
+            others stand, an even number of them, up to a 0; it is 0 if there are none.
         byte_costs: as outputs [256].
         shorter: int32 [pieces, 2]: bytes of a piece; the next shorter piece that ends it, -1 for none.
         longest: bytes of the longest piece.
@@ -60,7 +65,7 @@ def tables(rows: np.ndarray) -> Tables:
     never = (2 * bound - 1 << COST_SHIFT) | LENGTH_MASK - 2
     outputs[: pieces * (OUTPUTS + 1)].reshape(pieces, OUTPUTS + 1)[:, :OUTPUTS] = never
     byte_costs, shorter = np.zeros(256, kind), np.empty((pieces, 2), np.int32)
-    longest = _fill(rows, steps, fallback, outputs, byte_costs, shorter)
+    longest = _fill(rows, *_runs(rows), steps, fallback, outputs, byte_costs, shorter)
     return Tables(steps, fallback, outputs, byte_costs, shorter, longest)
 
 
@@ -77,10 +82,54 @@ def _size_of_others(rows):
 
 
 @compiled
-def _fill(rows, steps, fallback, outputs, byte_costs, shorter):
+def _runs(rows):
+    """int64 [256] twice: the length of the longest piece of this byte alone, and of the longest run of it that ends a
+    longer piece."""
+    alone, behind = np.zeros(256, np.int64), np.zeros(256, np.int64)
+    for state in range(len(rows)):
+        at, run = np.int64(state), 0
+        byte = at - rows[rows[at, PARENT], BASE] if at != ROOT and rows[at, LENGTH] > 0 else -1
+        while at != ROOT and at - rows[rows[at, PARENT], BASE] == byte:
+            at, run = np.int64(rows[at, PARENT]), run + 1
+        if run > 0:
+            found = alone if at == ROOT else behind
+            found[byte] = max(found[byte], run)
+    return alone, behind
+
+
+@compiled
+def _worth_trying(rows, state, behind):
+    """bool [bytes of the state's piece + 1]: the lengths that may be the last of a best path, where the state's piece
+    is the longest of one byte alone and a run of up to `behind` such bytes ends longer pieces.
+
+    A piece before it that begins outside the run leaves it no more than `behind` bytes shorter than the longest. Each
+    other that is not longer than itself must be tried: with two longer ones, the second may as well come last."""
+    most = rows[state, LENGTH]
+    cost = np.full(most + 1, -1, np.int64)
+    output = state
+    while output != ROOT:
+        cost[rows[output, LENGTH]] = rows[output, COST]
+        output = rows[output, LINK]
+    cost[0] = 0
+    worth = np.zeros(most + 1, np.bool_)
+    for last in range(1, most + 1):
+        worth[last] = last >= most - behind
+        for before in range(1, last + 1):
+            beaten = cost[before] < 0
+            for longer in range(last + 1, min(most, last + before) + 1):
+                rest = last + before - longer
+                there = cost[longer] >= 0 and cost[rest] >= 0
+                beaten |= there and cost[rest] + cost[longer] <= cost[before] + cost[last]
+            worth[last] |= not beaten
+    return worth
+
+
+@compiled
+def _fill(rows, alone, behind, steps, fallback, outputs, byte_costs, shorter):
     """Writes tables. Returns the length of the longest piece."""
     longest = 1
     free = len(shorter) * (OUTPUTS + 1)
+    every = np.ones(LENGTH_MASK + 1, np.bool_)
     for state in range(len(rows)):
         parent = rows[state, PARENT]
         if parent < 0 and state != ROOT:
@@ -100,22 +149,40 @@ def _fill(rows, steps, fallback, outputs, byte_costs, shorter):
         if rows[state, LENGTH] == 1:
             byte_costs[byte] = _packed(rows, state)
         first = piece * (OUTPUTS + 1)
+        whole_run = rows[state, LENGTH] == alone[byte] and _is_run(rows, state, byte)
+        worth = _worth_trying(rows, state, behind[byte]) if whole_run else every
         for column in range(OUTPUTS):
             if rows[output, LENGTH] > 1:
                 outputs[first + column] = _packed(rows, output)
-                output = rows[output, LINK]
+                output = _next(rows, output, worth)
             elif column > 0:
                 outputs[first + column] = outputs[first]
         if rows[output, LENGTH] > 1:
             outputs[first + OUTPUTS] = free
             while rows[output, LENGTH] > 1:
                 outputs[free] = outputs[free + 1] = _packed(rows, output)
-                output = rows[output, LINK]
+                output = _next(rows, output, worth)
                 if rows[output, LENGTH] > 1:
-                    outputs[free + 1], output = _packed(rows, output), rows[output, LINK]
+                    outputs[free + 1], output = _packed(rows, output), _next(rows, output, worth)
                 free += 2
             free += 1
     return longest
+
+
+@compiled
+def _is_run(rows, state, byte):
+    while state != ROOT and state - rows[rows[state, PARENT], BASE] == byte:
+        state = rows[state, PARENT]
+    return state == ROOT
+
+
+@compiled
+def _next(rows, output, worth):
+    """The next shorter piece of more than one byte that is worth trying; else a shorter one, or the root."""
+    output = rows[output, LINK]
+    while rows[output, LENGTH] > 1 and not worth[rows[output, LENGTH]]:
+        output = rows[output, LINK]
+    return output
 
 
 @compiled

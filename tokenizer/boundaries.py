@@ -1,8 +1,9 @@
 """Where pieces must end, whatever the text's counts say: rules by the kinds of two neighbouring characters.
 
-A rule shapes training only: no candidate crosses a border, so no piece of the vocabulary does, and encoding need not
-look. Every byte belongs to a kind; a border lies between two characters of kinds that the rule keeps apart. Inside a
-character of UTF-8 there is none.
+A rule of kinds shapes training only: no candidate crosses a border, so no piece of the vocabulary does, and encoding
+need not look. Every byte belongs to a kind; a border lies between two characters of kinds that the rule keeps apart.
+Inside a character of UTF-8 there is none. A rule may also be a regular expression, which shapes encoding, too
+(patterns.py).
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+
+from tokenizer.interface import TokenizerError
+from tokenizer.patterns import PREFIX, divided, is_pattern, written_out
 
 SPACE, NEWLINE, DIGIT, LETTER, HAN, MARK = range(6)
 INSIDE = 6  # a continuation byte of UTF-8
@@ -93,13 +97,30 @@ def _code_points(text: np.ndarray, places: np.ndarray) -> np.ndarray:
     return np.where(places + length <= len(text), points, 0)
 
 
+def checked(rule: str) -> str:
+    """A rule as a vocabulary keeps it: a key of RULES, or a pattern that is written out.
+
+    Raises:
+        TokenizerError: it is neither, or the pattern cannot be used.
+    """
+    if is_pattern(rule):
+        return written_out(rule)
+    if rule not in RULES:
+        raise TokenizerError(f"boundaries must be one of {', '.join(RULES)}, or {PREFIX}REGEX: got {rule}")
+    return rule
+
+
 def borders(text: np.ndarray, rule: str) -> np.ndarray:
     """bool [bytes]: no piece may go on over the position before this byte.
 
     Args:
-        text: uint8 [bytes].
-        rule: a key of RULES.
+        text: uint8 [bytes], a whole text if the rule is a pattern.
+        rule: a key of RULES, or a pattern.
     """
+    if is_pattern(rule):
+        result = np.zeros(len(text), bool)
+        result[divided(text, np.array([0, len(text)]), written_out(rule)).starts[1:-1]] = True
+        return result
     found = kinds(text)
     starts = np.flatnonzero(found != INSIDE)
     result = np.zeros(len(text), bool)
@@ -109,7 +130,10 @@ def borders(text: np.ndarray, rule: str) -> np.ndarray:
 
 
 def allowed(pieces: Sequence[bytes], rule: str) -> np.ndarray:
-    """bool [pieces]: which keep to a rule. Pieces must not be empty."""
+    """bool [pieces]: which keep to a rule. Pieces must not be empty. Of a pattern all do: where it matches depends on
+    the text around a piece."""
+    if is_pattern(rule):
+        return np.ones(len(pieces), bool)
     starts = np.cumsum([0] + [len(piece) for piece in pieces])[:-1]
     found = borders(np.frombuffer(b"".join(pieces), np.uint8), rule)
     found[starts] = False
@@ -118,4 +142,4 @@ def allowed(pieces: Sequence[bytes], rule: str) -> np.ndarray:
 
 def allows(piece: bytes, rule: str) -> bool:
     """Whether a piece keeps to a rule."""
-    return not borders(np.frombuffer(piece, np.uint8), rule)[1:].any()
+    return bool(allowed([piece], rule)[0])

@@ -11,7 +11,7 @@ Pieces and scores are always kept; costs are rounded to 1/65,536 nats, where the
   are Unicode's (which also change U+FF5E), pieces of the user's own are not cut out first, unknown characters are
   bytes.
 - Hugging Face's tokenizer.json of type Unigram, byte-level or with byte fallback: what `tokenizer.export` writes comes
-  back exactly; a pre-tokenizer that splits text is left out, unknown characters are bytes.
+  back exactly; any other pre-tokenizer that splits text is left out, unknown characters are bytes.
 
 A byte that the source has no piece for costs 100 nats, several times what a piece costs: it is used only where no piece
 covers the text. The seed's own code lets such bytes cost nothing, but takes them only where a word behind them arrives
@@ -33,7 +33,9 @@ import numpy as np
 
 from tokenizer.alphabet import from_characters
 from tokenizer.command import Parser, run_command
+from tokenizer.export import split_by
 from tokenizer.interface import TokenizerError
+from tokenizer.patterns import NAMED, PREFIX
 from tokenizer.storage import NAME
 from tokenizer.vocabulary import BYTES, COST_UNIT, Vocabulary
 
@@ -153,8 +155,11 @@ def from_tokenizer_json(data: bytes) -> Vocabulary:
     normalizer = (content.get("normalizer") or {}).get("type")
     known = {None: "", "NFC": "nfc", "NFKC": "nfkc"}
     notes = [f"the normalizer {normalizer} is left out"] * (normalizer not in known)
-    notes += [f"the pre-tokenizer {kind} is left out" for kind in kinds if kind not in (None, "ByteLevel")]
-    return _vocabulary(costs, {}, "tokenizer.json", notes, known.get(normalizer, ""))
+    pattern = next((name for name, expression in NAMED.items() if pre == split_by(expression)), "")
+    notes += [f"the pre-tokenizer {kind} is left out" for kind in kinds if kind not in (None, "ByteLevel")
+              and not pattern]
+    return _vocabulary(costs, {}, "tokenizer.json", notes, known.get(normalizer, ""),
+                       PREFIX + pattern if pattern else "none")
 
 
 def _is_byte(token: str) -> bool:
@@ -169,14 +174,14 @@ def _cost(piece: str, score: float) -> float:
 
 
 def _vocabulary(costs: dict[bytes, float], counts: dict[bytes, int], source: str, not_exact: list[str],
-                normalizer: str = "") -> Vocabulary:
+                normalizer: str = "", boundaries: str = "none") -> Vocabulary:
     """The 256 bytes, then the other pieces in their order. Costs in nats."""
     singles = [bytes([byte]) for byte in range(BYTES)]
     pieces = [*singles, *(piece for piece in costs if len(piece) > 1)]
     units = np.array([costs.get(piece, UNCOVERED / COST_UNIT) for piece in pieces]) * COST_UNIT
     notes = ["costs are rounded to 1/65,536 nats", *not_exact]
     return Vocabulary(pieces, np.array([counts.get(piece, 0) for piece in pieces], np.int64),
-                      np.rint(np.minimum(units, NEVER)).astype(np.int32), normalizer=normalizer,
+                      np.rint(np.minimum(units, NEVER)).astype(np.int32), boundaries, normalizer=normalizer,
                       made_by={"converted_from": source, "not_exact": notes})
 
 

@@ -13,6 +13,8 @@ What is not the same:
 - It takes str only, and lone surrogates are an error there; here they become U+FFFD.
 - A normalizer "nfc" or "nfkc" follows the Unicode version of either library.
 - Its scores are not nats: nothing but the best path may be made of them (no sampling).
+- Its regular expressions are another library's (Oniguruma), so a pattern of the user's own is refused. The named ones
+  match the same text there, as far as the two libraries' versions of Unicode agree.
 
 With transformers: `PreTrainedTokenizerFast(tokenizer_file="tokenizer.json", eos_token="<|end|>", pad_token="<|pad|>")`.
 """
@@ -26,6 +28,7 @@ from pathlib import Path
 from tokenizer.alphabet import to_characters
 from tokenizer.command import Parser, run_command
 from tokenizer.interface import TokenizerError
+from tokenizer.patterns import NAMED, PREFIX, is_pattern
 from tokenizer.storage import load, write_whole
 from tokenizer.vocabulary import BYTES, Vocabulary
 
@@ -43,7 +46,7 @@ def tokenizer_json(vocabulary: Vocabulary) -> dict:
         "padding": None,
         "added_tokens": special,
         "normalizer": {"type": vocabulary.normalizer.upper()} if vocabulary.normalizer else None,
-        "pre_tokenizer": _BYTE_LEVEL,
+        "pre_tokenizer": _pre_tokenizer(vocabulary.boundaries),
         "post_processor": None,
         "decoder": _BYTE_LEVEL,
         "model": {"type": "Unigram", "unk_id": None, "byte_fallback": False,
@@ -51,11 +54,28 @@ def tokenizer_json(vocabulary: Vocabulary) -> dict:
     }
 
 
+def split_by(expression: str) -> dict:
+    """The pre-tokenizer that cuts at the matches of a regular expression, and then turns bytes into characters."""
+    split = {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
+    return {"type": "Sequence", "pretokenizers": [split, _BYTE_LEVEL]}
+
+
+def _pre_tokenizer(boundaries: str) -> dict:
+    if not is_pattern(boundaries):
+        return _BYTE_LEVEL
+    expression = boundaries[len(PREFIX) :]
+    if expression not in NAMED.values():
+        raise TokenizerError(f"only the patterns {', '.join(NAMED)} can be exported, since the other library's "
+                             f"expressions may match other text: got {expression!r}")
+    return split_by(expression)
+
+
 def export(vocabulary: Vocabulary, path: str | os.PathLike[str]) -> None:
     """Writes tokenizer.json, whole or not at all.
 
     Raises:
-        TokenizerError: the name of a special token is also a piece; `tokenizers` would give both the piece's id.
+        TokenizerError: the name of a special token is also a piece; `tokenizers` would give both the piece's id. The
+            vocabulary has a pattern of the user's own.
     """
     if taken := {to_characters(piece) for piece in vocabulary.pieces}.intersection(vocabulary.special):
         raise TokenizerError(f"the names of special tokens must not be pieces too, got {sorted(taken)}")

@@ -12,6 +12,7 @@ import numpy as np
 from tokenizer import automaton, best_path, compiled
 from tokenizer.base import BaseTokenizer, batch_bytes, check_count
 from tokenizer.joining import Joiner
+from tokenizer.patterns import divided, is_pattern, written_out
 from tokenizer.reference import Reference
 from tokenizer.storage import save_pieces
 from tokenizer.vocabulary import Vocabulary
@@ -37,6 +38,7 @@ class PieceTokenizer(BaseTokenizer):
         self.vocab_size = len(vocabulary) + len(self.special)
         self.eod = self.special["<|end|>"]
         self.dtype = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
+        self.pattern = written_out(vocabulary.boundaries) if is_pattern(vocabulary.boundaries) else ""
         self._lengths = np.zeros(self.vocab_size, np.int32)
         self._lengths[: len(vocabulary)] = vocabulary.pieces.lengths
         if rows is not None:
@@ -91,6 +93,15 @@ class PieceTokenizer(BaseTokenizer):
 
     def _ids(self, text: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """Ids of the texts that `starts` divides `text` into; writes how many each has."""
+        if not self.pattern:
+            return self._best_path(text, starts, counts)
+        parts = divided(text, starts, self.pattern)
+        found = np.empty(len(parts.starts) - 1, np.int64)
+        ids = self._best_path(text, parts.starts, found)
+        counts[:] = parts.added_up(found)
+        return ids
+
+    def _best_path(self, text: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
         if not compiled.AVAILABLE:
             found = [self._reference.encode(text[a:b].tobytes()) for a, b in zip(starts[:-1], starts[1:], strict=True)]
             counts[:] = [len(ids) for ids in found]

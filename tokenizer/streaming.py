@@ -22,12 +22,14 @@ class StretchCutter:
 
     Wherever the automaton's state is one byte deep no piece crosses the position before that byte (best_path.py).
     What lies before the last such position is handed out, the rest is held back. Each byte is looked at once, or twice
-    in a long chunk; memory is the longest stretch without such a position, and one chunk.
+    in a long chunk; memory is the longest stretch without such a position, and one chunk. With a pattern
+    (patterns.py) there is none but the text's end: no match is certain before.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._longest = int(tokenizer.token_bytes().max())
         self._rows = tokenizer.automaton_rows.view(np.uint32) if self._longest > 1 else None
+        self._whole = bool(getattr(tokenizer, "pattern", ""))
         self._text = TextBytes(tokenizer)
         self._state = _ROOT
         self._held = bytearray()
@@ -35,7 +37,7 @@ class StretchCutter:
     def push(self, text: str | bytes) -> bytes:
         """The stretch that this chunk completes; often empty."""
         data = self._text.push(text)
-        cut = self._last_cut(np.frombuffer(data, np.uint8))
+        cut = -1 if self._whole else self._last_cut(np.frombuffer(data, np.uint8))
         if cut < 0:
             self._held += data
             return b""
@@ -68,7 +70,7 @@ class StreamEncoder:
     """Turns text into ids as it arrives.
 
     What all `push` calls and the final `flush` return, joined, equals the ids of the whole text, for any chunks, in
-    time linear in the text and memory for the longest stretch that is undecided.
+    time linear in the text and memory for the longest stretch that is undecided (with a pattern the whole text).
 
     Args:
         tokenizer: any; of a SampledTokenizer the whole text is document `document`.

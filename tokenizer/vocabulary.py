@@ -11,8 +11,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from tokenizer.boundaries import RULES
+from tokenizer.boundaries import checked
 from tokenizer.interface import SPECIAL_NAMES, TokenizerError
+from tokenizer.patterns import is_pattern
 
 BYTES = 256
 COST_UNIT = 1 << 16  # costs are natural logarithms in steps of 1/65,536
@@ -72,7 +73,8 @@ class Vocabulary:
             `Pieces`.
         counts: int64 [pieces], how often training text used each.
         costs: int32 [pieces], >= 0: -log(probability) in 1/65,536 nats. What encoding goes by.
-        boundaries: the rule that no piece breaks, a name of `tokenizer.boundaries`.
+        boundaries: the rule that no piece breaks, a name of `tokenizer.boundaries`; or "pattern:REGEX", at whose
+            matches text is cut before it is encoded (patterns.py).
         special: names of the special tokens, in the order of their ids.
         normalizer: what happens to a str before encoding: "" nothing, which alone is lossless; "nfc" or "nfkc" the
             Unicode form of that name. Bytes are never normalized.
@@ -105,12 +107,11 @@ class Vocabulary:
             raise TokenizerError(f"the names of special tokens must be different, got {repeated!r} twice")
         if SPECIAL_NAMES[0] not in self.special:
             raise TokenizerError(f"the special tokens must include {SPECIAL_NAMES[0]!r}, got {list(self.special)}")
-        if self.boundaries not in RULES:
-            raise TokenizerError(f"the boundaries must be one of {sorted(RULES)}, got {self.boundaries!r}")
         if self.normalizer not in NORMALIZERS:
             raise TokenizerError(f"the normalizer must be one of {list(NORMALIZERS)}, got {self.normalizer!r}")
         self._keep(pieces=Pieces.joined(self.pieces), counts=np.ascontiguousarray(self.counts, np.int64),
-                   costs=np.ascontiguousarray(costs, np.int32), special=tuple(self.special))
+                   costs=np.ascontiguousarray(costs, np.int32), special=tuple(self.special),
+                   boundaries=checked(self.boundaries))
 
     @classmethod
     def unchecked(cls, **values) -> Vocabulary:
@@ -129,7 +130,8 @@ class Vocabulary:
     def fingerprint(self) -> str:
         """32 hexadecimal digits, equal exactly when ids are equal for every text: counts play no part."""
         digest = hashlib.blake2b(digest_size=16)
-        digest.update(json.dumps([len(self), list(self.special), self.normalizer]).encode())
+        pattern = [self.boundaries] if is_pattern(self.boundaries) else []
+        digest.update(json.dumps([len(self), list(self.special), self.normalizer, *pattern]).encode())
         digest.update(self.pieces.lengths.astype("<i4").tobytes())
         digest.update(self.pieces.text.tobytes())
         digest.update(self.costs.astype("<i4").tobytes())

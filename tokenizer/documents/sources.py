@@ -12,7 +12,8 @@ from tokenizer.interface import TokenizerError
 from tokenizer.documents.files import Piece, ReadOptions, Source
 from tokenizer.documents.readers import read_source
 
-KINDS = {".txt": "text", ".md": "text", ".py": "text", ".jsonl": "lines", ".json": "json", ".parquet": "parquet"}
+KINDS = {".txt": "text", ".md": "text", ".py": "text", ".tokens": "text",
+         ".jsonl": "lines", ".json": "json", ".parquet": "parquet"}
 COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
 NOT_LIBRARY = {"test", "tests", "idle_test", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
 

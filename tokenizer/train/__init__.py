@@ -25,6 +25,7 @@ from tokenizer.vocabulary import Pieces, Vocabulary
 __all__ = ["Progress", "Round", "Settings", "TooLittleText", "parse_bytes", "train_vocabulary", "unfinished"]
 
 TRAINING, CANDIDATES, LOCK = "training.json", "candidates.npy", "lock"
+SEED_ALPHA = 1.0
 CHANGE_NOTHING = ("memory", "engine", "workers")
 
 
@@ -64,8 +65,10 @@ def train_vocabulary(documents: Iterable[Piece], settings: Settings, folder: Pat
             shards = write_shards(documents, work, on_progress=lambda done: report(Progress("reading", done, None)))
         if not sum(shard.stat().st_size for shard in shards):
             raise TooLittleText("no text to train on: every document is empty")
-        way = seed_method.Seed() if settings.method == "seed" else rounds.Way()
-        find = seed_method.fragments if settings.method == "seed" else discovered
+        way, find = rounds.Way(), discovered
+        if settings.method != "discover":
+            alpha = SEED_ALPHA if settings.method == "seed-sampled" else None
+            way, find = seed_method.Seed(alpha), seed_method.fragments
         if not (work / CANDIDATES).exists():
             pieces, counts = find(shards, work, settings, run)
             joined = Pieces.joined(pieces)

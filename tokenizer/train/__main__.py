@@ -13,6 +13,7 @@ from tokenizer.boundaries import RULES
 from tokenizer.command import Parser, run_command
 from tokenizer.documents import find_sources, iter_documents
 from tokenizer.interface import TokenizerError
+from tokenizer.patterns import NAMED, PREFIX
 from tokenizer.piece import PieceTokenizer
 from tokenizer.storage import NAME
 from tokenizer.train import Progress, Round, Settings, TooLittleText, parse_bytes, train_vocabulary, unfinished
@@ -37,13 +38,14 @@ def arguments_from(argv: list[str] | None) -> argparse.Namespace:
         "%(default)s)")
     add("--max-piece-bytes", type=int, default=Settings.max_piece_bytes, metavar="B", help="default: %(default)s")
     add("--boundaries", default=Settings.boundaries, metavar="RULE", help=f"what pieces may not cross: one of "
-        f"{', '.join(RULES)} (default: %(default)s)")
+        f"{', '.join(RULES)}; or {PREFIX}REGEX, the matches of a regular expression, of which {', '.join(NAMED)} has a "
+        "name (default: %(default)s)")
     add("--memory", default="4GB", metavar="M", help="what is larger goes to disk (default: %(default)s)")
     add("--engine", default=Settings.engine, metavar="E", help=f"one of {', '.join(ENGINES)} (default: %(default)s)")
     add("--workers", type=int, default=Settings.workers, metavar="W", help="tasks at once (default: one for each "
         "processor)")
     add("--method", default=Settings.method, metavar="M", help=f"one of {', '.join(METHODS)}: seed is the seed "
-        "system's own way, for comparison (default: %(default)s)")
+        "system's own way, for comparison, seed-sampled the same with random cuts (default: %(default)s)")
     add("--text-field", default="text", metavar="F", help="field of JSON and Parquet rows (default: text)")
     add("--document-separator", metavar="S", help="cuts text files into documents (default: a file is a document)")
     return parser.parse_args(argv)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tokenizer.boundaries import borders
+from tokenizer.patterns import divided, is_pattern
 from tokenizer.train.spool import open_shard
 
 PART_BYTES = 2 << 20
@@ -60,10 +61,14 @@ def read(part: Part) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     text, starts = np.array(text[starts[0] : starts[-1]]), starts - starts[0]
     if part.share < 1:
         text, starts = _sampled(text, starts, part.number, part.share)
-    forced = forced_starts(text, starts, part.boundaries)
+    yield from blocks(text, forced_starts(text, starts, part.boundaries), part.block_bytes)
+
+
+def blocks(text: np.ndarray, forced: np.ndarray, block_bytes: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """A text and its `forced_starts` in blocks of about `block_bytes`, each of which ends where a word must start."""
     at = 0
     while at < len(text):
-        end = _block_end(forced, at, part.block_bytes)
+        end = _block_end(forced, at, block_bytes)
         yield text[at:end], forced[at:end]
         at = end
 
@@ -91,9 +96,12 @@ def _sampled(text: np.ndarray, starts: np.ndarray, number: int, share: float) ->
 def forced_starts(text: np.ndarray, starts: np.ndarray, boundaries: str) -> np.ndarray:
     """bool [bytes]: a word must start at this byte, for a border lies before it or a document begins."""
     forced = np.zeros(len(text), bool)
-    for at in range(0, len(text), BORDER_BYTES):
-        first = max(0, at - CONTEXT_BYTES)
-        found = borders(text[first : at + BORDER_BYTES + CONTEXT_BYTES], boundaries)
-        forced[at : at + BORDER_BYTES] = found[at - first : at - first + BORDER_BYTES]
+    if is_pattern(boundaries):
+        starts = divided(text, starts, boundaries).starts
+    else:
+        for at in range(0, len(text), BORDER_BYTES):
+            first = max(0, at - CONTEXT_BYTES)
+            found = borders(text[first : at + BORDER_BYTES + CONTEXT_BYTES], boundaries)
+            forced[at : at + BORDER_BYTES] = found[at - first : at - first + BORDER_BYTES]
     forced[starts[starts < len(text)]] = True
     return forced

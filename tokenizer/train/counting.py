@@ -1,43 +1,50 @@
-"""A pass over the text: how often each piece is used, in how much of the text, and beside which other piece."""
+"""A pass over the text: how often each piece is used, in how much of the text, and what stands side by side."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from tokenizer import best_path
+from tokenizer import best_path, drawing
 from tokenizer.automaton import BASE, COST, FAIL, LENGTH, LINK, PARENT, ROOT
 from tokenizer.compiled import compiled
-from tokenizer.train.spool import LINE_BYTES, open_arrays, open_shard, save_arrays
+from tokenizer.patterns import divided
+from tokenizer.train.pairs import BLOCK_NUMBER_BITS, ID_BITS, MOST_BLOCKS
+from tokenizer.train.spool import LINE_BYTES, each_array, open_arrays, open_shard, save_arrays
 
 STRETCH_BYTES = 2 << 20  # text in memory at once
 BLOCK_BITS = 14  # the spread of a piece is the number of blocks of 16 KB it occurs in
 MOST_TASKS = 128  # each leaves a count of every piece on the disk
 PAIR_SAMPLE_BYTES = 32 << 20  # pairs only propose pieces, so in a large corpus a sample of the text will do
-_ID_BITS = 24
-_ID_MASK = (1 << _ID_BITS) - 1
-_BLOCK_NUMBER_BITS = 64 - 2 * _ID_BITS
-_BLOCK_MASK = (1 << _BLOCK_NUMBER_BITS) - 1
 
 
 class Stretch(NamedTuple):
-    """Bytes `first` to `last` of a shard; in one of every few stretches pairs are counted too."""
+    """Bytes `first` to `last` of a shard; in one of every few stretches pairs are counted too. `number` counts
+    stretches, `block` the blocks of those before it where pairs are counted."""
 
     shard: Path
     first: int
     last: int
     pairs: bool
+    number: int
+    block: int
 
 
 class Pass(NamedTuple):
-    """The task of `count_pieces`: `tables` is a file of `write_tables`; pairs are counted if `pairs` says so."""
+    """The task of `count_pieces`: `tables` is a file of `write_tables`; pairs are counted if `pairs` says so; `cuts` is
+    the result of `find_cuts` if there is a pattern; `drawn` is true for tables of `write_weights`, whose cuts are drawn
+    by `seed`."""
 
     stretches: Sequence[Stretch]
     tables: Path
     pairs: bool
+    cuts: Path | None = None
+    drawn: bool = False
+    seed: int = 0
 
 
 class Counts(NamedTuple):
@@ -46,15 +53,10 @@ class Counts(NamedTuple):
     Attributes:
         counts: int64 [pieces], how often the best path uses each.
         spread: int64 [pieces], in how many blocks of text it does.
-        pairs: int64 [pairs, 2], pieces that stand side by side, sorted.
-        pair_counts, pair_spread: int64 [pairs], the same of pairs, where pairs are counted.
     """
 
     counts: np.ndarray
     spread: np.ndarray
-    pairs: np.ndarray
-    pair_counts: np.ndarray
-    pair_spread: np.ndarray
 
 
 def stretches(shards: Sequence[Path]) -> tuple[list[list[Stretch]], int, int]:
@@ -70,10 +72,16 @@ def stretches(shards: Sequence[Path]) -> tuple[list[list[Stretch]], int, int]:
             first = last
     total = sum(last - first for _, first, last in found)
     stride = max(1, -(-total // PAIR_SAMPLE_BYTES))
-    found = [Stretch(*place, number % stride == 0) for number, place in enumerate(found)]
+    sampled = [number % stride == 0 for number in range(len(found))]
+    before = np.cumsum([0, *(_blocks(last - first) * pairs for (_, first, last), pairs in zip(found, sampled))])
+    found = [Stretch(*place, sampled[number], number, int(before[number])) for number, place in enumerate(found)]
     sampled = sum(place.last - place.first for place in found if place.pairs)
     edges = np.linspace(0, len(found), min(len(found), MOST_TASKS) + 1).astype(int)
     return [found[first:last] for first, last in zip(edges[:-1], edges[1:])], total, sampled
+
+
+def _blocks(size: int) -> int:
+    return (size >> BLOCK_BITS) + 1
 
 
 def _line_start(text: np.ndarray, at: int) -> int:
@@ -93,27 +101,64 @@ def write_tables(path: Path, rows: np.ndarray, lengths: np.ndarray, frequent: np
     save_arrays(path, [lengths, frequent, *arrays])
 
 
+def write_weights(path: Path, rows: np.ndarray, lengths: np.ndarray, frequent: np.ndarray, alpha: float) -> None:
+    """As `write_tables`, for cuts drawn at random with strength `alpha` (drawing.py)."""
+    save_arrays(path, [lengths, frequent, rows.view(np.uint32), *drawing.weights_of(rows[:, COST], alpha)])
+
+
 def count_pieces(task: Pass, path: Path) -> None:
-    """Job: the Counts of some stretches, as arrays in one file."""
-    # In memory, for random reads of mapped files are slower.
-    lengths, frequent, *arrays = map(np.array, open_arrays(task.tables))
-    tables = best_path.Tables(*arrays, int(lengths.max()))
+    """Job: the Counts of some stretches and, sorted, each occurrence of a pair of frequent pieces (pairs.py), as arrays
+    in one file."""
+    lengths, frequent, *arrays = _opened(task.tables)
+    tables = () if task.drawn else best_path.Tables(*arrays, int(lengths.max()))
     counts, spread = np.zeros(len(lengths), np.int64), np.zeros(len(lengths), np.int64)
     seen = np.full(len(lengths), -1, np.int32)
-    found = [_no_pairs()]
+    found = [np.empty(0, np.uint64)]
     block = 0
-    for stretch in task.stretches:
+    cuts = each_array(task.cuts) if task.cuts else [None] * len(task.stretches)
+    for stretch, cut in zip(task.stretches, cuts):
         text, starts = texts_of(stretch)
+        starts = starts if cut is None else np.array(cut)
         ids, tokens = np.empty(len(text), np.int32), np.empty(len(starts) - 1, np.int64)
-        ids = ids[: best_path.encode(tables, text, starts, ids, tokens)]
-        keys = np.empty(len(ids) if task.pairs and stretch.pairs else 0, np.uint64)
-        used = _tally(ids, tokens, lengths, frequent, counts, spread, seen, block, keys)
-        block += (len(text) >> BLOCK_BITS) + 1
-        if used:
-            keys = keys[:used]
-            keys.sort()
-            found.append(_runs(keys))
-    save_arrays(path, [counts, spread, *summed(found)])
+        if task.drawn:
+            used = drawing.draw(*arrays, text, starts, np.full(len(tokens), stretch.number, np.uint64), starts[:-1],
+                                np.uint64(task.seed), ids, tokens)
+        else:
+            used = best_path.encode(tables, text, starts, ids, tokens)
+        ids = ids[:used]
+        pairs = np.empty(len(ids) if task.pairs and stretch.pairs else 0, np.uint64)
+        found.append(pairs[: _tally(ids, tokens, lengths, frequent, counts, spread, seen, block, pairs, stretch.block)])
+        block += _blocks(len(text))
+    pairs = np.concatenate(found)
+    pairs.sort()
+    save_arrays(path, [counts, spread, pairs])
+
+
+_loaded: dict[tuple, list[np.ndarray]] = {}
+_loading = threading.Lock()
+
+
+def _opened(path: Path) -> list[np.ndarray]:
+    """The arrays of a pass's tables, in memory once for all threads: random reads of mapped files are slower."""
+    with _loading:
+        file = path.stat()
+        key = path, file.st_ino, file.st_mtime_ns
+        if key not in _loaded:
+            _loaded.clear()
+            _loaded[key] = list(map(np.array, open_arrays(path)))
+        return _loaded[key]
+
+
+def forget(tables: Path) -> None:
+    """Deletes the tables of a pass."""
+    _loaded.clear()
+    tables.unlink()
+
+
+def find_cuts(task: tuple[Sequence[Stretch], str], path: Path) -> None:
+    """Job: of each stretch where a pattern cuts it, int64 as `divided` has it. Once for all passes."""
+    places, pattern = task
+    save_arrays(path, [divided(*texts_of(stretch), pattern).starts for stretch in places])
 
 
 def texts_of(stretch: Stretch) -> tuple[np.ndarray, np.ndarray]:
@@ -125,17 +170,10 @@ def texts_of(stretch: Stretch) -> tuple[np.ndarray, np.ndarray]:
     return text[stretch.first : stretch.last], starts.astype(np.int64)
 
 
-def _no_pairs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64)
-
-
 def added_up(paths: Sequence[Path]) -> Counts:
     """The sum of what the tasks of a pass left."""
     parts = [open_arrays(path) for path in paths]
-    counts, spread = (sum(part[i] for part in parts) for i in (0, 1))
-    keys, pair_counts, pair_spread = summed([part[2:] for part in parts])
-    pairs = np.stack((keys >> _ID_BITS, keys & _ID_MASK), 1).astype(np.int64)
-    return Counts(counts, spread, pairs, pair_counts, pair_spread)
+    return Counts(*(sum(part[i] for part in parts) for i in (0, 1)))
 
 
 def summed(found: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
@@ -150,13 +188,14 @@ def summed(found: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
 
 
 @compiled
-def _tally(ids, tokens, lengths, frequent, counts, spread, seen, block, keys):
+def _tally(ids, tokens, lengths, frequent, counts, spread, seen, block, pairs, pair_block):
     """Adds a stretch to `counts` and `spread`; `seen` is the block where each piece was last seen. Writes the pairs of
-    frequent pieces to `keys` (piece, next piece, block), if that has room, and returns how many."""
+    frequent pieces to `pairs` (piece, next piece, block), if that has room, and returns how many. Blocks are counted
+    from `block` on, for pairs from `pair_block` on."""
     at = 0
     token = 0
     used = 0
-    with_pairs = len(keys) > 0
+    with_pairs = len(pairs) > 0
     for length in tokens:
         before = np.int64(-1)
         end = token + length
@@ -171,30 +210,14 @@ def _tally(ids, tokens, lengths, frequent, counts, spread, seen, block, keys):
                 if not frequent[piece]:
                     piece = np.int64(-1)
                 elif before >= 0:
-                    pair = np.uint64((before << _ID_BITS) | piece)
-                    keys[used] = (pair << np.uint64(_BLOCK_NUMBER_BITS)) | np.uint64(here & _BLOCK_MASK)
+                    pair = np.uint64((before << ID_BITS) | piece)
+                    number = np.uint64(here - block + pair_block)
+                    pairs[used] = (pair << np.uint64(BLOCK_NUMBER_BITS)) | (number & np.uint64(MOST_BLOCKS - 1))
                     used += 1
                 before = piece
             at += lengths[ids[token]]
             token += 1
     return used
-
-
-@compiled
-def _runs(keys):
-    """Different pairs of sorted keys, with their number and the number of their blocks."""
-    pairs, counts, spread = np.empty_like(keys), np.zeros(len(keys), np.int64), np.zeros(len(keys), np.int64)
-    used = 0
-    for i in range(len(keys)):
-        pair = keys[i] >> np.uint64(_BLOCK_NUMBER_BITS)
-        new = i == 0 or pairs[used - 1] != pair
-        if new:
-            pairs[used] = pair
-            used += 1
-        counts[used - 1] += 1
-        if new or keys[i] != keys[i - 1]:
-            spread[used - 1] += 1
-    return pairs[:used], counts[:used], spread[:used]
 
 
 @compiled

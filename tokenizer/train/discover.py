@@ -7,6 +7,7 @@ keys, so it runs on all workers, its memory is bounded, and a killed training go
 from __future__ import annotations
 
 import hashlib
+import itertools
 import shutil
 import threading
 from collections.abc import Callable, Sequence
@@ -19,9 +20,10 @@ from tokenizer.train import language_model, ngrams, words
 from tokenizer.train.blocks import PART_BYTES, Part, parts, read
 from tokenizer.train.engines import worker_count
 from tokenizer.train.language_model import LanguageModel
-from tokenizer.train.segmentation import word_starts
+from tokenizer.train.segmentation import Steps, steps_of, word_starts
 from tokenizer.train.settings import Settings
 from tokenizer.train.spool import open_arrays, save_arrays
+from tokenizer.vocabulary import Pieces
 
 SAMPLE_BYTES = 2 << 30
 PIECES_FACTOR = 12  # measured: at 4,096 to 65,536 pieces and 10 to 60 MB compression is flat from 6 to 25
@@ -134,23 +136,24 @@ def _characters(paths: list[Path], order: int) -> np.ndarray:
     return found[(first >= low) & (first < high)]
 
 
-_loaded: dict[Path, LanguageModel] = {}
+_loaded: dict[Path, tuple[LanguageModel, Steps]] = {}
 _loading = threading.Lock()
 
 
-def _open(path: Path) -> LanguageModel:
-    """The model, in memory once for all threads: random reads of mapped files are slower."""
+def _open(path: Path) -> tuple[LanguageModel, Steps]:
+    """The model and its steps, in memory once for all threads: random reads of mapped files are slower."""
     with _loading:
         if path not in _loaded:
-            _loaded[path] = LanguageModel(*map(np.array, LanguageModel.open(path)))
+            model = LanguageModel(*map(np.array, LanguageModel.open(path)))
+            _loaded[path] = model, steps_of(model)
         return _loaded[path]
 
 
 def count_words(task: Segment, path: Path) -> None:
     """A job: the words of a part's blocks and their counts, a table of `words` for each block."""
-    model = _open(task.model)
+    model, steps = _open(task.model)
     save_arrays(path, (array for text, forced in read(task.part)
-                       for array in words.count(text, word_starts(model, text, forced, task.most_bytes))))
+                       for array in words.count(text, word_starts(model, text, forced, task.most_bytes, steps))))
 
 
 class Collection(NamedTuple):
@@ -163,21 +166,23 @@ class Collection(NamedTuple):
 
 def collect(task: Collection, path: Path) -> None:
     """A job: all candidates, sorted: counts, where each begins, and their bytes joined."""
-    counted = []
-    for table in (table for file in task.words for table in words.open_words(file)):
-        counted += zip(words.strings(table.starts, table.text), table.counts.tolist())
-    counted = [(word, count) for word, count in counted if len(word) <= task.most_bytes and _is_text(word)]
+    tables = [table for file in task.words for table in words.open_words(file)]
+    pieces = [word for table in tables for word in words.strings(table.starts, table.text)]
+    counts = np.concatenate([np.empty(0, np.int64), *(table.counts for table in tables)])
+    fine = np.array([len(word) <= task.most_bytes and _is_text(word) for word in pieces], bool)
+    pieces, counts = list(itertools.compress(pieces, fine)), counts[fine]
     single = {bytes([byte]) for byte in range(BYTES)}
     for order, found in enumerate(open_arrays(task.characters), 1):
         if order <= task.most_bytes:
             data = found.astype(">u8").tobytes()
             single.update(data[i : i + order] for i in range(0, len(data), found.itemsize))
-    single.difference_update(word for word, _ in counted if len(word) <= ngrams.CHARACTER)
-    counted += ((piece, 0) for piece in single)
-    counted.sort()
-    starts = np.cumsum([0, *(len(piece) for piece, _ in counted)])
-    text = np.frombuffer(b"".join(piece for piece, _ in counted), np.uint8)
-    save_arrays(path, (np.array([count for _, count in counted], np.int64), starts, text))
+    single.difference_update(word for word in pieces if len(word) <= ngrams.CHARACTER)
+    pieces += single
+    counts = np.append(counts, np.zeros(len(single), np.int64))
+    order = sorted(range(len(pieces)), key=pieces.__getitem__)
+    pieces, counts = [pieces[i] for i in order], counts[order]
+    joined = Pieces.joined(pieces)
+    save_arrays(path, (counts, joined.starts, joined.text))
 
 
 def _is_text(word: bytes) -> bool:

@@ -18,6 +18,7 @@ from tokenizer.interface import TokenizerError
 from tokenizer.train.spool import PARTIAL, write_whole
 
 ENGINES = ("local", "ray")
+WRITING = 2  # threads beyond the workers that wait for the disk to have a result, while others compute
 
 Job = Callable[[Any, Path], None]
 
@@ -59,7 +60,7 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(f"{PARTIAL}{name}-*"):
         leftover.unlink()
-    paths = [folder / f"{name}-{i:05d}.npy" for i in range(len(tasks))]
+    paths = results(folder, name, len(tasks))
     missing = [(task, path) for task, path in zip(tasks, paths) if not path.exists()]
     report = on_progress or (lambda done, total: None)
     done = len(paths) - len(missing)
@@ -70,6 +71,11 @@ def run(
                 done += 1
                 report(done, len(paths))
     return paths
+
+
+def results(folder: Path, name: str, count: int) -> list[Path]:
+    """The paths of the results that `run` leaves of so many tasks."""
+    return [Path(folder).absolute() / f"{name}-{i:05d}.npy" for i in range(count)]
 
 
 def remove(folder: Path, *names: str) -> None:
@@ -84,16 +90,19 @@ def _finish(job: Job, task: Any, path: Path) -> None:
 
 
 def _on_threads(job: Job, tasks: list, workers: int) -> Iterator[None]:
-    pool = ThreadPoolExecutor(max_workers=workers)
+    computing, keeping = ThreadPoolExecutor(workers), ThreadPoolExecutor(workers + WRITING)
     try:
-        running = {pool.submit(_finish, job, task, path) for task, path in tasks}
+        computed = [computing.submit(job, task, path.with_name(PARTIAL + path.name)) for task, path in tasks]
+        running = {keeping.submit(write_whole, path, lambda _, written=written: written.result())
+                   for written, (_, path) in zip(computed, tasks)}
         while running:
             ended, running = wait(running, return_when=FIRST_COMPLETED)
             for future in ended:
                 future.result()
                 yield
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        computing.shutdown(wait=True, cancel_futures=True)
+        keeping.shutdown(wait=True)
 
 
 @contextlib.contextmanager

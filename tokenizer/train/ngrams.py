@@ -8,7 +8,7 @@ too large for its bits takes several entries.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,14 +99,20 @@ class Range(NamedTuple):
 
 def ranges(paths: list[Path], range_bytes: int, least: int) -> list[Range]:
     """Ranges that hold about `range_bytes` of all tables' entries each."""
-    entries = sum(len(table) for path in paths for table in open_arrays(path))
-    step = entries // SAMPLE + 1
-    sample = [np.array(table[::step]) for path in paths for table in open_arrays(path)]
-    sample = np.sort(np.concatenate([np.empty(0, np.uint64), *sample])) & _BYTES
-    count = entries * sample.itemsize // range_bytes + 1
-    edges = np.unique(sample[np.arange(1, count) * len(sample) // count]).tolist()
-    edges = [edge for edge in edges if edge > 0]
+    edges = range_edges(lambda: (table for path in paths for table in open_arrays(path)), range_bytes // 8, _BYTES)
     return [Range(paths, low, high, least) for low, high in zip([0, *edges], [*edges, 0])]
+
+
+def range_edges(tables: Callable[[], Iterable[np.ndarray]], entries_each: int, mask: np.uint64) -> list[int]:
+    """Numbers above 0 that part sorted tables, uint64, into ranges of about so many of all tables' entries each; the
+    bits outside `mask` are left out."""
+    entries = sum(len(table) for table in tables())
+    step = entries // SAMPLE + 1
+    sample = [np.array(table[::step]) for table in tables()]
+    sample = np.sort(np.concatenate([np.empty(0, np.uint64), *sample])) & mask
+    count = entries // entries_each + 1
+    edges = np.unique(sample[np.arange(1, count) * len(sample) // count]).tolist()
+    return [edge for edge in edges if edge > 0]
 
 
 def merge_windows(task: Range, path: Path) -> None:

@@ -13,7 +13,7 @@ from tokenizer.train.report import Round
 
 PHASES = {"reading": "reading the text", "windows": "counting n-grams", "n-grams": "adding up n-grams",
           "characters": "finding characters", "model": "making the n-gram model", "words": "cutting text into words",
-          "merged words": "adding up words", "candidates": "collecting candidates"}
+          "merged words": "adding up words", "candidates": "collecting candidates", "cuts": "finding matches"}
 
 
 class Display:

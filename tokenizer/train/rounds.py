@@ -15,6 +15,8 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,14 +24,17 @@ import numpy as np
 
 from tokenizer import automaton
 from tokenizer.boundaries import allowed
-from tokenizer.train import engines
-from tokenizer.train.counting import Counts, Pass, added_up, count_pieces, stretches, tokens_without, write_tables
+from tokenizer.patterns import is_pattern
+from tokenizer.train import engines, pairs
+from tokenizer.train.counting import (
+    Counts, Pass, added_up, count_pieces, find_cuts, forget, stretches, tokens_without, write_tables, write_weights,
+)
 from tokenizer.train.report import Round, described
 from tokenizer.train.settings import Settings, TooLittleText
 from tokenizer.train.spool import open_arrays, save_arrays, write_whole
 from tokenizer.vocabulary import BYTES, Pieces, Vocabulary, costs_of
 
-NAME, STATE = "round", "rounds.npy"
+NAME, STATE, CUTS, PAIRS = "round", "rounds.npy", "cuts", "pairs"
 PAIRS_AT_ONCE = 4096
 FOUND, GROWTH = 0.5, 0.25  # of the pieces wanted: those that come from the candidates, and how their number grows
 PROPOSED, FEWER = 0.4, 0.8  # of the pieces wanted: pairs of the first round that proposes; that much of it in the next
@@ -88,6 +93,7 @@ class Way:
 
     schedule = staticmethod(schedule)
     candidates_for_each = 4  # piece wanted: those with the highest counts; and all characters
+    alpha: float | None = None  # the strength of sampling while counting; None counts the best path
 
     def weights(self, counts: np.ndarray, spread: np.ndarray) -> np.ndarray:
         """float64 [pieces]: how often a piece is used, damped by how narrowly."""
@@ -116,63 +122,94 @@ def prune(shards: Sequence[Path], pieces: Sequence[bytes], counts: np.ndarray, f
     way, on_round = way or Way(), on_round or (lambda row: None)
     folder.mkdir(parents=True, exist_ok=True)
     tasks, total, sampled = stretches(shards)
+    cuts = [None] * len(tasks)
+    if is_pattern(settings.boundaries):
+        cuts = run(find_cuts, [(task, settings.boundaries) for task in tasks], folder, CUTS)
+    tasks = list(zip(tasks, cuts))
     counts, wanted = np.asarray(counts), settings.vocab_size
     most = min(len(pieces), way.candidates_for_each * wanted)
     plan = [*way.schedule(most, wanted, settings.rounds), Step(wanted)]
     state = _saved(folder) or _first(pieces, counts, most)
     for row in state.rounds:
         on_round(row)
-    while True:
-        number, started = len(state.rounds), time.monotonic()
-        cut = _segmented(state, f"{NAME}-{number:02d}", tasks, plan[number].pairs > 0, folder, run, way)
-        if number < settings.rounds:
-            new = _after(state.pieces, cut, plan[number], wanted, lambda least, most: _proposed(
-                state.pieces, cut.found, total / max(1, sampled), least, most, settings, way), way)
-            if number == settings.rounds - 1:
-                new = _filled(new, pieces, counts, wanted)
-        row = described(number, cut.found.counts, cut.joined.lengths, cut.characters, time.monotonic() - started)
-        if number == settings.rounds:
+    with ThreadPoolExecutor(1) as aside:
+        removing = None
+        while True:
+            number, started = len(state.rounds), time.monotonic()
+            name = f"{NAME}-{number:02d}"
+            cut = _segmented(state, name, tasks, plan[number].pairs > 0, folder, run, way)
+            if number < settings.rounds:
+                new = _after(state.pieces, cut, plan[number], wanted, lambda least, most: _proposed(
+                    state.pieces, _side_by_side(cut.results, total / max(1, sampled), PROMISING * least, run, folder,
+                                                name, way), most, settings), way)
+                if number == settings.rounds - 1:
+                    new = _filled(new, pieces, counts, wanted)
+            if removing:
+                removing.result()
+            removing = aside.submit(_remove, folder, name)
+            row = described(number, cut.found.counts, cut.joined.lengths, cut.characters, time.monotonic() - started)
+            if number == settings.rounds:
+                on_round(row)
+                engines.remove(folder, CUTS)
+                return _vocabulary(state.pieces, cut, settings, total, way)
+            state = new._replace(rounds=[*state.rounds, row])
+            _save(folder, state)
             on_round(row)
-            return _vocabulary(state.pieces, cut, settings, total, way)
-        state = new._replace(rounds=[*state.rounds, row])
-        _save(folder, state)
-        on_round(row)
+
+
+def _remove(folder: Path, name: str) -> None:
+    """Deletes the results of a round, which takes the disk a while."""
+    engines.remove(folder, name)
+    engines.remove(folder / PAIRS, name)
 
 
 class Segmented(NamedTuple):
     """What a pass over the text found: pieces joined, int64 [pieces] characters of each, the automaton, counts,
-    weights."""
+    weights, and the files of its tasks."""
 
     joined: Pieces
     characters: np.ndarray
     rows: np.ndarray
     found: Counts
     weights: np.ndarray
+    results: Sequence[Path]
 
 
 def _segmented(state: State, name: str, tasks: Sequence, pairs: bool, folder: Path, run: Run, way: Way) -> Segmented:
     joined, tables = Pieces.joined(state.pieces), folder / f"{name}-tables.npy"
-    characters = np.add.reduceat((joined.text & 0xC0) != 0x80, joined.starts[:-1], dtype=np.int64)
+    characters = _characters(joined)
     rows = automaton.build(state.pieces, way.costs(state.weights, characters))
     frequent = state.weights >= PROMISING * state.least
-    write_whole(tables, lambda to: write_tables(to, rows, joined.lengths, frequent))
-    found = added_up(run(count_pieces, [Pass(task, tables, pairs) for task in tasks], folder, name))
-    engines.remove(folder, name)
-    tables.unlink()
-    return Segmented(joined, characters, rows, found, way.weights(found.counts, found.spread))
+    drawn = way.alpha is not None
+    write = partial(write_weights, alpha=way.alpha) if drawn else write_tables
+    write(tables, rows, joined.lengths, frequent)
+    results = run(count_pieces, [Pass(task, tables, pairs, cuts, drawn, len(state.rounds)) for task, cuts in tasks],
+                  folder, name)
+    forget(tables)
+    found = added_up(results)
+    return Segmented(joined, characters, rows, found, way.weights(found.counts, found.spread), results)
+
+
+def _side_by_side(results: Sequence[Path], scale: float, least: float, run: Run, folder: Path, name: str,
+                  way: Way) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs that the tasks of a pass found, those of weight `least` or more: int64 [pairs, 2], pieces, sorted, and
+    float64 [pairs]."""
+    return pairs.joined(run(pairs.add_up, pairs.ranges(results, way.weights, scale, least), folder / PAIRS, name))
 
 
 def _first(pieces: Sequence[bytes], counts: np.ndarray, most: int) -> State:
     """The state before the first round. Bytes that were not counted are as rare as can be."""
     weights = dict.fromkeys(SINGLE_BYTES, 0.0)
     order = np.argsort(-counts, kind="stable")
-    weights.update((pieces[i], float(counts[i])) for i in order[:most].tolist())
-    weights.update((pieces[i], float(counts[i])) for i in order[most:].tolist() if _characters(pieces[i]) == 1)
+    rest = order[most:]
+    chosen = np.concatenate((order[:most], rest[_characters(Pieces.joined(pieces))[rest] == 1])).tolist()
+    weights.update(zip(map(pieces.__getitem__, chosen), counts[chosen].astype(np.float64).tolist()))
     return _state(weights)
 
 
-def _characters(piece: bytes) -> int:
-    return sum(byte & 0xC0 != 0x80 for byte in piece)
+def _characters(pieces: Pieces) -> np.ndarray:
+    """int64 [pieces]: how many characters each has; bytes that begin none do not count."""
+    return np.add.reduceat((pieces.text & 0xC0) != 0x80, pieces.starts[:-1], dtype=np.int64)
 
 
 def _after(pieces: Sequence[bytes], cut: Segmented, step: Step, wanted: int,
@@ -207,17 +244,16 @@ def _state(weights: dict[bytes, float], least: float = 0.0) -> State:
     return State(names, np.array([weights[name] for name in names]), least, [])
 
 
-def _proposed(pieces: Sequence[bytes], found: Counts, scale: float, least: float, most: int, settings: Settings,
-              way: Way) -> dict[bytes, float]:
-    """Up to `most` new pieces, each two that stand side by side, and their weights: those worth `least` or more, the
-    weightiest first. They are whole characters and keep to the rule of borders."""
-    weights = way.weights(found.pair_counts, found.pair_spread) * scale
-    chosen = np.flatnonzero((weights >= PROMISING * least) & (found.pair_counts > 1))
-    chosen = chosen[np.argsort(-weights[chosen], kind="stable")]
+def _proposed(pieces: Sequence[bytes], found: tuple[np.ndarray, np.ndarray], most: int,
+              settings: Settings) -> dict[bytes, float]:
+    """Up to `most` new pieces, each two that stand side by side, and their weights, the weightiest first. They are
+    whole characters and keep to the rule of borders."""
+    beside, weights = found
+    chosen = np.argsort(-weights, kind="stable")
     known, new = set(pieces), {}
     for at in range(0, len(chosen), PAIRS_AT_ONCE):
         part = chosen[at : at + PAIRS_AT_ONCE]
-        names = [pieces[left] + pieces[right] for left, right in found.pairs[part].tolist()]
+        names = [pieces[left] + pieces[right] for left, right in beside[part].tolist()]
         for name, weight, fine in zip(names, weights[part].tolist(), allowed(names, settings.boundaries).tolist()):
             if fine and len(name) <= settings.max_piece_bytes and name not in known and _is_text(name):
                 if name not in new and len(new) == most:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from tokenizer.boundaries import RULES
+from tokenizer.boundaries import checked
 from tokenizer.interface import TokenizerError
 
-METHODS = ("discover", "seed")
+METHODS = ("discover", "seed", "seed-sampled")
 ENGINES = ("local", "ray")
 FEWEST_PIECES = 257
 LONGEST_PIECE = 254  # bytes
@@ -29,9 +29,10 @@ class Settings:
         vocab_size: pieces, the 256 bytes included, special tokens apart.
         rounds: how often the text is segmented, counted and pruned.
         max_piece_bytes: the longest piece.
-        boundaries: the rule of `tokenizer.boundaries` that pieces keep to.
+        boundaries: the rule of `tokenizer.boundaries` that pieces keep to, or "pattern:REGEX" (`tokenizer.patterns`).
         memory: bytes that a training may use; what is larger goes to disk.
-        method: where candidates come from and what is pruned: "discover", or "seed" for the seed system's own way.
+        method: where candidates come from and what is pruned: "discover", or for the seed system's own way "seed" or
+            "seed-sampled" (`tokenizer.train.seed_method`).
         engine: "local" for threads of this process, "ray" for a Ray cluster. The vocabulary is the same.
         workers: how many tasks at once; 0 for as many as there are processors. The vocabulary is the same.
         allow_fewer: fewer pieces where the text gives no more, instead of an error.
@@ -56,7 +57,7 @@ class Settings:
         _check(1 <= self.rounds <= 100, "rounds must be in 1..100", self.rounds)
         _check(2 <= self.max_piece_bytes <= LONGEST_PIECE, f"max_piece_bytes must be in 2..{LONGEST_PIECE}",
                self.max_piece_bytes)
-        _check(self.boundaries in RULES, f"boundaries must be one of {', '.join(RULES)}", self.boundaries)
+        object.__setattr__(self, "boundaries", checked(self.boundaries))
         _check(self.memory >= LEAST_MEMORY, f"memory must be at least {LEAST_MEMORY >> 20}MB", f"{self.memory} bytes")
         _check(self.method in METHODS, f"method must be one of {', '.join(METHODS)}", self.method)
         _check(self.engine in ENGINES, f"engine must be one of {', '.join(ENGINES)}", self.engine)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +50,11 @@ def save_arrays(path: Path, arrays: Iterable[np.ndarray]) -> None:
 
 def open_arrays(path: Path) -> list[np.ndarray]:
     """The arrays of `save_arrays`, mapped read-only."""
-    arrays = []
+    return list(each_array(path))
+
+
+def each_array(path: Path) -> Iterator[np.ndarray]:
+    """As `open_arrays`, one after the other: each that is mapped counts as an open file."""
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         while file.tell() < size:
@@ -58,9 +62,8 @@ def open_arrays(path: Path) -> list[np.ndarray]:
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
             offset = file.tell()
             length = int(np.prod(shape)) * dtype.itemsize
-            arrays.append(np.memmap(path, dtype, "r", offset, shape) if length else np.empty(shape, dtype))
+            yield np.memmap(path, dtype, "r", offset, shape) if length else np.empty(shape, dtype)
             file.seek(offset + length)
-    return arrays
 
 
 def spool(
