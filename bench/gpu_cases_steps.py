@@ -40,6 +40,11 @@ OPTIMIZER = [
         traffic=lambda n, _: (30 * n.n, 0),
     ),
     GpuCase(
+        "average", {"mean": Buffer("n"), "weights": Buffer("n"), "control": Buffer("eight", _ones, torch.float64)},
+        lambda b: kernels.optimizer.average(b.mean, b.weights, b.control, decay=0.999), None,
+        {"n": PARAMETERS, "eight": 8}, ("float32",), traffic=lambda n, size: (3 * n.n * size, 0),
+    ),
+    GpuCase(
         "norm",
         {"x": Buffer("n"), "out": Buffer("one", _ones, torch.float64),
          "control": Buffer("eight", _ones, torch.float64)},
@@ -62,8 +67,26 @@ def _newton_schulz(name: str, matrices: int, rows: int, columns: int, dtypes: tu
     )
 
 
+def _muon(b):
+    count, rows = b.squares.shape
+    size = b.weights.numel() // count
+    stack = kernels.Stack(0, size, count, rows, size // rows)
+    kernels.muon.step(b.weights, b.grads, b.momentum, (stack,), b.control, b.working, [b.squares], lr_factor=1.0,
+                      decay=0.1, beta=0.95, row_beta=0.95, nesterov=True, coefficients=(POLYNOMIAL,) * 5, margin=1.0,
+                      dtype=torch.bfloat16)
+
+
+NORMUON = GpuCase(
+    "muon",
+    {"weights": Buffer("m*r*c"), "grads": Buffer("m*r*c"), "momentum": Buffer("m*r*c"),
+     "squares": Buffer("m r", positive), "working": Buffer("m*r*c", dtype=torch.bfloat16),
+     "control": Buffer("eight", _ones, torch.float64)},
+    _muon, None, {"m": 24, "r": 2048, "c": 768, "eight": 8}, ("float32",), narrow=("row_factors",),
+    flops=lambda n: (5 * n.m * (3 * n.c * n.c * n.r + n.c**3), 0),
+)
+
 MUON = [_newton_schulz("newton_schulz", 12, 768, 2048, ("bfloat16", "float32")),
-        _newton_schulz("newton_schulz_tall", 12, 4096, 768, ("bfloat16",))]
+        _newton_schulz("newton_schulz_tall", 12, 4096, 768, ("bfloat16",)), NORMUON]
 
 
 def _sampling(name: str, **settings: float) -> GpuCase:

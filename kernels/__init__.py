@@ -17,9 +17,10 @@ from .dispatch import (
     Kernel, emulated_bfloat16, gpu_memory, programs, rounded, set_threads, tf32_products, threads,
 )
 from .memory import copy, empty, empty_like, zeros
+from .stacks import Stack
 
-__all__ = ["Kernel", "copy", "emulated_bfloat16", "empty", "empty_like", "gpu_memory", "memory", "programs", "rounded",
-           "set_threads", "tf32_products", "threads", "zeros"]
+__all__ = ["Kernel", "Stack", "copy", "emulated_bfloat16", "empty", "empty_like", "gpu_memory", "memory", "programs",
+           "rounded", "set_threads", "tf32_products", "threads", "zeros"]
 
 linear = Kernel("linear", """y = x W^T (+ residual).
 
@@ -223,7 +224,7 @@ sampling = Kernel("sampling", """From logits to the next token.
 
 newton_schulz = Kernel("newton_schulz", """The nearest orthogonal matrix, roughly: Muon's (Jordan et al. 2024).
 
-    orthogonalise(x, coefficients, eps=1e-7, margin=1.0, dtype=None) -> y
+    orthogonalise(x, coefficients, eps=1e-7, margin=1.0, dtype=None, out=None) -> y, or `out`, which may be x
     x (n, rows, columns), a stack; y of its shape, computed and returned in `dtype` (that of x if None).
     Each matrix, divided by (margin times its Frobenius norm + eps), takes one step X <- a X + b A X + c A A X with
     A = X X^T for each (a, b, c) of `coefficients`: a singular value s becomes a s + b s^3 + c s^5, vectors stay.
@@ -239,7 +240,23 @@ optimizer = Kernel("optimizer", """Passes over flat parameter buffers (n), n a m
         One step of AdamW (arXiv 1711.05101, algorithm 2), gradients scaled so that their norm is at most `clip_norm`.
     control float64 (8): learning rate, which the caller writes before a step; steps made; steps left out; last norm;
     and for adamw whether to step, factor of the gradients, factors 1 / (1 - beta^steps) of both moments.
+    average(mean, weights, control, decay=)
+        mean += (1 - decay) / (1 - decay^steps made) (weights - mean), the mean weighted by decay^age; or nothing when
+        the step was left out
     segments: (bounds int64 (s, 2), factors (s, 2)): the weights from start to stop, multiples of 64, have this weight
     decay and this factor of the learning rate; s is small, segments do not overlap, weights in none stay as they are.
     weights, grads, exp_avg, exp_avg_sq, factors of one dtype; working of any: receives the new weights, rounded
+    """)
+
+muon = Kernel("muon", """Muon (Jordan et al. 2024) over stacks of matrices in flat parameter buffers (n), in place.
+
+    step(weights, grads, momentum, stacks, control, working=None, squares=None, lr_factor=, decay=, beta=, row_beta=,
+         nesterov=, coefficients=, margin=, dtype=)
+    For each matrix of each of `stacks` (kernels.Stack; they do not overlap), g being its gradient times the factor in
+    control: m = beta m + (1 - beta) g; O orthogonalises beta m + (1 - beta) g with nesterov, else m, in `dtype`;
+    weights -= lr (scale O + decay weights), lr being control's times lr_factor. Elements in no stack stay as they are.
+    squares: NorMuon (arXiv 2510.05491, algorithm 1), one (count, rows) of the weights' dtype for each stack, else None:
+    s = row_beta s + (1 - row_beta) mean of each row's O^2; O's rows are divided by sqrt(s), and O is scaled back to the
+    Frobenius norm of an orthogonal matrix, sqrt(min(rows, columns)).
+    control, working: as for optimizer.adamw
     """)

@@ -46,7 +46,7 @@ class _Lease:
         _free[self.block.nbytes].append(self.block)
 
 
-def _block_size(nbytes: int) -> int:
+def block_size(nbytes: int) -> int:
     """Sizes in eighths of a power of two: at most 12.5 % waste, and nearby sizes share blocks."""
     step = 1 << max(nbytes.bit_length() - 4, 12)
     return -(-nbytes // step) * step + ALIGNMENT
@@ -60,7 +60,7 @@ def empty(shape, dtype: torch.dtype = torch.float32, device="cpu") -> torch.Tens
     if torch.device(device).type != "cpu" or nbytes < POOLED_FROM:
         tensor = torch.empty(shape, dtype=dtype, device=device)
     else:
-        size = _block_size(nbytes)
+        size = block_size(nbytes)
         blocks = _free[size]
         lease = _Lease(blocks.pop() if blocks else np.empty(size, np.uint8))
         tensor = torch.from_numpy(np.asarray(lease)[:nbytes]).view(dtype).view(shape)

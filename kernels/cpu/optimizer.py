@@ -1,4 +1,4 @@
-"""Passes over flat parameter buffers: the norm, and AdamW."""
+"""Passes over flat parameter buffers: the norm, AdamW, and the mean of the weights."""
 
 from __future__ import annotations
 
@@ -57,6 +57,26 @@ def begin_step(control: torch.Tensor, norm: torch.Tensor, *, beta1: float, beta2
     steps = int(numbers[1])
     scale = clip_norm / length if 0.0 < clip_norm < length else 1.0
     numbers[4:] = 1, scale, 1 / (1 - beta1**steps), 1 / (1 - beta2**steps)
+
+
+@compiled
+def _approach(mean, w, rate):
+    for i in range(w.shape[0]):
+        mean[i] += rate * (w[i] - mean[i])
+
+
+def average(mean: torch.Tensor, weights: torch.Tensor, control: torch.Tensor, *, decay: float) -> None:
+    _, steps, _, _, made, *_ = control.tolist()
+    if not made:
+        return
+    means, values = mean.numpy(), weights.numpy()
+    rate = values.dtype.type((1 - decay) / (1 - decay**steps))
+
+    def program(block: int):
+        part = slice(block * STEP, block * STEP + STEP)
+        _approach(means[part], values[part], rate)
+
+    launch(program, blocks(len(means), STEP))
 
 
 @compiled

@@ -40,6 +40,11 @@ def warm(dtype: torch.dtype = torch.float32) -> None:
     kernels.optimizer.adamw(flat, flat.clone(), flat.clone(), flat.clone(), segments,
                             torch.ones(8, dtype=torch.float64), beta1=0.9, beta2=0.9, eps=1e-8)
     kernels.optimizer.norm(flat)
+    stacks, ready = (kernels.Stack(0, width, 1, 4, 4),), torch.ones(8, dtype=torch.float64)
+    kernels.muon.step(flat, flat.clone(), flat.clone(), stacks, ready, None, [torch.ones(1, 4, dtype=dtype)],
+                      lr_factor=1.0, decay=0.0, beta=0.9, row_beta=0.9, nesterov=True, coefficients=((1.5, -0.5, 0.0),),
+                      margin=1.0, dtype=dtype)
+    kernels.optimizer.average(flat, flat.clone(), ready, decay=0.9)
     kernels.elementwise.accumulate(flat, flat.clone())
 
 

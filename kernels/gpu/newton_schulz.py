@@ -109,9 +109,11 @@ def _combined(x, factor, out, a, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, BLOC
 
 
 def orthogonalise(x: torch.Tensor, coefficients: Sequence[tuple[float, float, float]], eps: float = 1e-7,
-                  margin: float = 1.0, dtype: torch.dtype | None = None) -> torch.Tensor:
+                  margin: float = 1.0, dtype: torch.dtype | None = None,
+                  out: torch.Tensor | None = None) -> torch.Tensor:
     count, rows, columns = x.shape
-    dtype, tall = dtype or x.dtype, rows > columns and len(coefficients) > 0
+    dtype = out.dtype if out is not None else dtype or x.dtype
+    tall = rows > columns and len(coefficients) > 0
     height, width = min(rows, columns), max(rows, columns)
     current, following = (memory.empty((count, height, width), dtype, x.device) for _ in range(2))
     gram, factor = (memory.empty((count, height, height), dtype, x.device) for _ in range(2))
@@ -122,11 +124,14 @@ def orthogonalise(x: torch.Tensor, coefficients: Sequence[tuple[float, float, fl
     for step, (a, b, c) in enumerate(coefficients, 1):
         launch(_symmetric, triangle, current, None, gram, 0.0, 1.0, HEIGHT=height, WIDTH=width, **options)
         launch(_symmetric, triangle, gram, gram, factor, b, c, HEIGHT=height, WIDTH=height, **options)
-        transposed = tall and step == len(coefficients)
+        last = step == len(coefficients)
+        following = out if last and out is not None and out.is_contiguous() else following
         launch(_combined, (high, wide, count), current, factor, following, a, HEIGHT=height, WIDTH=width,
-               TRANSPOSED=transposed, **options)
+               TRANSPOSED=tall and last, **options)
         current, following = following, current
-    return current.view(x.shape)
+    if out is None:
+        return current.view(x.shape)
+    return out if current is out else out.copy_(current.view(x.shape))
 
 
 def _normalise(x: torch.Tensor, y: torch.Tensor, eps: float, margin: float, tall: bool) -> None:

@@ -1,4 +1,4 @@
-"""Passes over flat parameter buffers: the norm, and AdamW.
+"""Passes over flat parameter buffers: the norm, AdamW, and the mean of the weights.
 
 What changes from step to step lies on the device, in `control`: a captured CUDA graph is replayed with new values, and
 nothing waits to learn whether the gradients are finite.
@@ -86,6 +86,21 @@ def _bias_correction(beta, step):
 def begin_step(control: torch.Tensor, norm: torch.Tensor, *, beta1: float, beta2: float,
                clip_norm: float = 0.0) -> None:
     launch(_begin_step, (1,), control, norm, beta1, beta2, clip_norm, num_warps=1)
+
+
+@triton.jit
+def _average(mean, weights, control, count, decay, BLOCK: tl.constexpr):
+    if tl.load(control + 4) != 0.0:
+        rate = ((1 - decay) * _bias_correction(decay, tl.load(control + 1))).to(tl.float32)
+        offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        mask = offset < count
+        before = tl.load(mean + offset, mask=mask, other=0.0)
+        tl.store(mean + offset, before + rate * (tl.load(weights + offset, mask=mask, other=0.0) - before), mask=mask)
+
+
+def average(mean: torch.Tensor, weights: torch.Tensor, control: torch.Tensor, *, decay: float) -> None:
+    options = tuned("flat", weights.dtype)
+    launch(_average, (triton.cdiv(len(mean), options["BLOCK"]),), mean, weights, control, len(mean), decay, **options)
 
 
 @triton.jit
