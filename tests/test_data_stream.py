@@ -5,51 +5,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_samples import BYTE, naive_epoch, numbered, numbered_batches
 from engine.errors import UserError
 from tokenizer import ByteTokenizer
 from train.data import Batches, Prefetch, TokenStream, prepare, prepare_part
 from train.data.corpus import Part
 from train.data.permutation import permutation_key, permute
 
-BYTE = ByteTokenizer()
 draws = settings(max_examples=80, deadline=None, derandomize=True)
-
-
-class MemoryShards:
-    """Shards whose every token is its own number, so that each can be accounted for."""
-
-    fingerprint = BYTE.fingerprint()
-
-    def gather(self, starts, lengths):
-        return np.concatenate([np.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)])
-
-
-def numbered(lengths) -> Part:
-    lengths = np.array(lengths, np.int64)
-    return Part(MemoryShards(), np.cumsum(lengths) - lengths, lengths, int(lengths.sum()), "")
 
 
 def random_part(seed: int, documents: int = 23) -> Part:
     return numbered(np.random.default_rng(seed).integers(1, 40, documents))
-
-
-def naive_epoch(part: Part, window: int, seed: int, epoch: int) -> list[tuple[int, int, bool]]:
-    """(token, target, target in another document) in the order of reading: loops over the definition."""
-    order = permute(np.arange(part.documents), part.documents, permutation_key(seed, epoch, "documents"))
-    text, last = [], []
-    for document in order:
-        tokens = list(range(part.starts[document], part.starts[document] + part.lengths[document]))
-        text += tokens
-        last += [False] * (len(tokens) - 1) + [True]
-    n = len(text)
-    head = min(-epoch * n % window, n)
-    windows = (n - head) // window
-    places = list(range(head))
-    for i in range(windows):
-        at = head + window * int(permute(np.array([i]), windows, permutation_key(seed, epoch, "windows"))[0])
-        places += range(at, at + window)
-    places += range(head + windows * window, n)
-    return [(text[place], text[(place + 1) % n], last[place]) for place in places]
 
 
 @draws
@@ -104,11 +71,10 @@ def test_every_token_once_in_every_epoch(window, seq_len, rows):
     part = random_part(0)
     n = part.tokens
     assert n % 2 == 1
-    batches = Batches(TokenStream(part, window, seed=3), seq_len, BYTE)
-    batches._token_bytes = np.ones(n, np.int64)
+    batches = numbered_batches(TokenStream(part, window, seed=3))
     ids, targets = [], []
     for cursor in range(0, 3 * n, rows * seq_len):
-        batch = batches.batch(cursor, rows)
+        batch = batches.batch(cursor, rows, seq_len)
         ids.append(batch.ids.reshape(-1))
         targets.append(batch.targets.reshape(-1))
     epochs = [np.concatenate(x)[: 3 * n].reshape(3, n) for x in (ids, targets)]
@@ -186,8 +152,13 @@ def test_micro_batches_are_the_big_batch(corpus, doc_mask, micro_rows):
 
 def test_sequence_length_does_not_change_the_stream(corpus):
     stream = TokenStream(corpus.train, 64, seed=2)
-    rows = [Batches(stream, seq_len, BYTE).batch(640, 640 // seq_len).ids.reshape(-1) for seq_len in (16, 64, 5)]
-    assert np.array_equal(rows[0], rows[1]) and np.array_equal(rows[0], rows[2])
+    expected = stream.read(640, 640).ids
+    for seq_len in (16, 64, 5):
+        made_so = Batches(stream, seq_len, BYTE, doc_mask=True).batch(640, 640 // seq_len)
+        asked_for = Batches(stream, 8, BYTE, doc_mask=True).batch(640, 640 // seq_len, seq_len)
+        assert made_so.ids.shape == (640 // seq_len, seq_len)
+        assert np.array_equal(made_so.ids.reshape(-1), expected)
+        same(made_so, asked_for)
 
 
 @pytest.mark.parametrize(("window", "seq_len"), [(40, 40), (40, 20), (7, 30), (1, 13)])
@@ -252,9 +223,22 @@ def test_a_sweep_predicts_every_token_once(corpus, rows, seq_len, doc_mask):
 def test_prefetch_gives_exactly_the_batches_asked_for(corpus):
     batches = Batches(TokenStream(corpus.train, 50), 25, BYTE, doc_mask=True)
     ahead = Prefetch(batches)
-    for cursor, rows in [(0, 4), (100, 4), (200, 4), (900, 4), (1000, 2), (1050, 2), (1050, 2), (0, 4)]:
-        same(ahead.batch(cursor, rows), batches.batch(cursor, rows))
+    for portion in [(0, 4), (100, 4), (200, 4), (900, 4), (1000, 2), (1050, 2), (1050, 2), (0, 4), (100, 4, 50),
+                    (300, 4, 50), (500, 8, 25), (700, 8, 25), (900, 8, 25)]:
+        same(ahead.batch(*portion), batches.batch(*portion))
     ahead.close()
+
+
+def test_prefetch_makes_consecutive_batches_once(corpus):
+    batches = Batches(TokenStream(corpus.train, 50), 25, BYTE)
+    asked, make = [], batches.batch
+    batches.batch = lambda *portion: asked.append(portion) or make(*portion)
+    ahead = Prefetch(batches)
+    portions = [(cursor, 4, 50) for cursor in range(0, 1000, 200)]
+    for portion in portions:
+        ahead.batch(*portion)
+    ahead.close()
+    assert sorted(asked)[:5] == portions
 
 
 def test_a_tiny_corpus_fills_any_batch():

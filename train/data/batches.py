@@ -10,6 +10,7 @@ import numpy as np
 
 from engine.errors import UserError
 from tokenizer import Tokenizer
+from train.data.mixture import MixedStream
 from train.data.stream import TokenStream
 
 IGNORED = -100
@@ -27,6 +28,7 @@ class Batch:
         predicted: number of targets that count.
         bytes: of text in the targets that count.
         row_bytes: int64 [rows], the same for each row.
+        row_sources: int64 [rows, sources], tokens of each row by source, or None when there is one source.
     """
 
     ids: np.ndarray
@@ -36,6 +38,12 @@ class Batch:
     predicted: int
     bytes: int
     row_bytes: np.ndarray
+    row_sources: np.ndarray | None = None
+
+    @property
+    def sources(self) -> np.ndarray | None:
+        """int64 [sources], tokens by source; None when there is one source."""
+        return None if self.row_sources is None else self.row_sources.sum(axis=0)
 
     def split(self, micro_rows: int) -> list[Batch]:
         """Batches of `micro_rows` rows (the last may have fewer) that are views of this one."""
@@ -53,6 +61,7 @@ class Batch:
             predicted=int(np.count_nonzero(targets != IGNORED)),
             bytes=int(self.row_bytes[rows].sum()),
             row_bytes=self.row_bytes[rows],
+            row_sources=None if self.row_sources is None else self.row_sources[rows],
         )
 
 
@@ -60,17 +69,18 @@ class Batches:
     """Cuts a stream into batches.
 
     Args:
-        seq_len: tokens in a row.
+        seq_len: tokens in a row where none are named.
         doc_mask: keep documents apart: fill `doc_start`, and do not count targets in another document.
 
     Raises:
         UserError: the stream was tokenised by another tokenizer.
     """
 
-    def __init__(self, stream: TokenStream, seq_len: int, tokenizer: Tokenizer, doc_mask: bool = False) -> None:
+    def __init__(self, stream: TokenStream | MixedStream, seq_len: int, tokenizer: Tokenizer,
+                 doc_mask: bool = False) -> None:
         if seq_len < 1:
             raise ValueError(f"a row needs at least one token, got {seq_len}")
-        if stream.part.shards.fingerprint != tokenizer.fingerprint():
+        if {part.shards.fingerprint for part in stream.parts} != {tokenizer.fingerprint()}:
             raise UserError("the data was tokenised with another tokenizer than the model's")
         self.stream = stream
         self.seq_len = seq_len
@@ -78,16 +88,17 @@ class Batches:
         self._eod = tokenizer.eod
         self._token_bytes = tokenizer.token_bytes().astype(np.int64)
 
-    def batch(self, cursor: int, rows: int) -> Batch:
+    def batch(self, cursor: int, rows: int, seq_len: int | None = None) -> Batch:
         """The `rows` * `seq_len` tokens from `cursor` on.
 
         Past the end of a stream that is not shuffled, ids are end-of-document tokens and targets -100.
         """
-        shape = (rows, self.seq_len)
-        ids, targets, begins, ends = self.stream.read(cursor, rows * self.seq_len)
+        shape = rows, self.seq_len if seq_len is None else seq_len
+        count = shape[0] * shape[1]
+        ids, targets, begins, ends = self.stream.read(cursor, count)
         if self.doc_mask:
             targets[ends] = IGNORED
-        missing = rows * self.seq_len - len(ids)
+        missing = count - len(ids)
         if missing:
             ids = np.concatenate([ids, np.full(missing, self._eod)])
             targets = np.concatenate([targets, np.full(missing, IGNORED)])
@@ -97,10 +108,16 @@ class Batches:
         row_bytes = (self._token_bytes[np.where(counts, targets, self._eod)] * counts).sum(axis=1)
         doc_start = None
         if self.doc_mask:
-            places = np.where(begins.reshape(shape), np.arange(self.seq_len, dtype=np.int32), np.int32(0))
+            places = np.where(begins.reshape(shape), np.arange(shape[1], dtype=np.int32), np.int32(0))
             doc_start = np.maximum.accumulate(places, axis=1)
         predicted, size = int(np.count_nonzero(counts)), int(row_bytes.sum())
-        return Batch(ids, targets, doc_start, cursor, predicted, size, row_bytes)
+        return Batch(ids, targets, doc_start, cursor, predicted, size, row_bytes, self._row_sources(cursor, shape))
+
+    def _row_sources(self, cursor: int, shape: tuple[int, int]) -> np.ndarray | None:
+        if not isinstance(self.stream, MixedStream):
+            return None
+        sources = self.stream.sources(cursor, shape[0] * shape[1]).reshape(shape)
+        return np.stack([np.count_nonzero(sources == i, axis=1) for i in range(len(self.stream.parts))], axis=1)
 
     def sweep(self, rows: int) -> Iterator[Batch]:
         """All of a stream that is not shuffled, in batches of `rows` rows; the last has as few as it needs."""
@@ -120,12 +137,12 @@ class Prefetch:
     def __init__(self, batches: Batches) -> None:
         self._batches = batches
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
-        self._next: tuple[tuple[int, int], Future] | None = None
+        self._next: tuple[tuple[int, int, int | None], Future] | None = None
 
-    def batch(self, cursor: int, rows: int) -> Batch:
-        ready = self._next[1].result() if self._next and self._next[0] == (cursor, rows) else None
-        batch = ready or self._batches.batch(cursor, rows)
-        following = (cursor + rows * self._batches.seq_len, rows)
+    def batch(self, cursor: int, rows: int, seq_len: int | None = None) -> Batch:
+        ready = self._next[1].result() if self._next and self._next[0] == (cursor, rows, seq_len) else None
+        batch = ready or self._batches.batch(cursor, rows, seq_len)
+        following = (cursor + batch.ids.size, rows, seq_len)
         self._next = (following, self._thread.submit(self._batches.batch, *following))
         return batch
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from engine.errors import UserError
 from tokenizer import to_utf8
 from tokenizer.documents import Piece, ReadOptions, Source, read_source
 from train.data.build import Progress, ToldProgress, no_text

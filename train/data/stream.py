@@ -61,6 +61,7 @@ class TokenStream:
         if not part.documents:
             raise ValueError("a stream needs at least one document")
         self.part = part
+        self.parts = (part,)
         self.tokens = part.tokens
         self.window = window
         self.seed = seed

@@ -21,16 +21,21 @@ from train.files import fsync_path
 if TYPE_CHECKING:
     from tokenizer.train import Progress, Settings
 
-VERSION = 1
+VERSION = 2
 SHAPING = ("vocab_size", "rounds", "max_piece_bytes", "boundaries", "method", "allow_fewer")
 OnProgress = Callable[["Progress"], object]
 
 
 class Recipe(NamedTuple):
-    """A vocabulary of the training part of `sources`: from `sample_bytes` of it, by `settings`; `val_fraction` is what
-    `train.data.prepare` holds out of these files."""
+    """A vocabulary of the training part of a corpus: from `sample_bytes` of it, by `settings`.
 
-    sources: Sequence[Source]
+    Attributes:
+        texts: files that `train.data.prepare` reads as one corpus, and their share of the sample; of a mixture, so for
+            each of its sources.
+        val_fraction: what `prepare` holds out of them.
+    """
+
+    texts: Sequence[tuple[Sequence[Source], float]]
     options: ReadOptions
     val_fraction: float
     sample_bytes: int
@@ -50,7 +55,8 @@ def cached_vocabulary(recipe: Recipe, cache_dir: str | os.PathLike[str] | None =
         UserError, TokenizerError: as `training_sample` and `train_vocabulary`; or the cache folder cannot be written.
     """
     with cache_folder(cache_dir) as root:
-        content = {"vocabulary": VERSION, **identity(recipe.sources, recipe.options, root),
+        content = {"vocabulary": VERSION,
+                   "texts": [(identity(sources, recipe.options, root), share) for sources, share in recipe.texts],
                    "val_fraction": recipe.val_fraction, "sample_bytes": recipe.sample_bytes,
                    **{name: value for name, value in asdict(recipe.settings).items() if name in SHAPING}}
         folder = root / f"vocabulary-{content_key(content)}"
@@ -78,8 +84,10 @@ def _train_whole(folder: Path, recipe: Recipe, on_progress: OnProgress) -> Token
         on_progress(Progress("reading text", done, total))
 
     def sample() -> Iterator[Piece]:
-        yield from training_sample(recipe.sources, recipe.options, recipe.val_fraction, recipe.sample_bytes, told)
-        check_unchanged(recipe.sources)
+        for sources, share in recipe.texts:
+            room = round(share * recipe.sample_bytes)
+            yield from training_sample(sources, recipe.options, recipe.val_fraction, room, told)
+            check_unchanged(sources)
 
     work = folder.with_suffix(".work")
     work.mkdir(exist_ok=True)
