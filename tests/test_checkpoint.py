@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from models.run_folder import checkpoints, latest_checkpoint
 from train import checkpoint
@@ -22,8 +22,8 @@ TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4)}
 MOMENTS = {f"exp_avg.{name}": tensor * 2 for name, tensor in TENSORS.items()}
 
 
-def save(run, step, keep=3):
-    return checkpoint.save(run, step, TENSORS, MOMENTS, {"cursor": step * 10}, keep)
+def save(run, step):
+    return checkpoint.write(run, step, TENSORS, MOMENTS, {"cursor": step * 10})
 
 
 def test_there_and_back(tmp_path):
@@ -37,12 +37,24 @@ def test_there_and_back(tmp_path):
     assert all(torch.equal(loaded.optimizer[name], MOMENTS[name]) for name in MOMENTS)
 
 
-def test_the_last_ones_are_kept(tmp_path):
-    for step in (1, 2, 3, 1_000_000):
-        save(tmp_path, step, keep=2)
-    assert list(checkpoints(tmp_path)) == [3, 1_000_000]
-    assert latest_checkpoint(tmp_path).name == "step-1000000"
-    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+def test_files_are_those_of_the_safetensors_library(tmp_path):
+    tensors = {"b.weight": np.arange(7, dtype=np.float32), "a": np.ones((2, 3), np.float32),
+               "scalar": np.asarray(np.float32(3)), "empty": np.zeros((0, 4), np.float32),
+               "turned": np.arange(6, dtype=np.float32).reshape(2, 3).T}
+    facts = checkpoint.write_tensors(tmp_path / "ours", tensors)
+    save_file({name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tensors.items()},
+              tmp_path / "theirs")
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    assert facts == checkpoint._file_facts(tmp_path / "theirs")
+
+
+def test_all_kinds_of_numbers_come_back(tmp_path):
+    arrays = {kind: np.arange(5).astype(kind) for kind in ("float64", "float32", "float16", "int64", "int32", "uint8")}
+    arrays["bool"] = np.arange(5) % 2 == 0
+    checkpoint.write_tensors(tmp_path / "file", arrays)
+    loaded = load_file(tmp_path / "file")
+    assert loaded.keys() == arrays.keys()
+    assert all(loaded[name].dtype == name and np.array_equal(loaded[name], arrays[name]) for name in arrays)
 
 
 def test_a_saved_step_is_left_alone(tmp_path):
@@ -98,20 +110,22 @@ from train import checkpoint
 from train.command import run_command
 run = Path(sys.argv[1])
 small = {"a": torch.ones(10)}
-checkpoint.save(run, 1, small, small, {}, 3)
+checkpoint.write(run, 1, small, small, {})
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-run_command(lambda: checkpoint.save(run, 2, {"a": torch.ones(100_000)}, small, {}, 3))
+run_command(lambda: checkpoint.write(run, 2, {"a": torch.ones(100_000)}, small, {}))
 """
 
 ENDLESS = """
 import sys, torch
 from pathlib import Path
-from train import checkpoint
+from train.saving import Saver
+from train.sections import CheckpointConfig
+saver = Saver(Path(sys.argv[1]), CheckpointConfig(keep=2))
 step = 0
 while True:
     step += 1
     tensors = {"a": torch.full((200_000,), float(step))}
-    checkpoint.save(Path(sys.argv[1]), step, tensors, tensors, {}, 2)
+    saver.save(step, tensors, tensors, {}, score=-float(step % 7))
 """
 
 
@@ -143,6 +157,21 @@ def test_kill_9_at_any_moment_leaves_a_good_checkpoint(tmp_path):
     checkpoint.remove_leftovers(tmp_path)
     left = list((tmp_path / "checkpoints").iterdir())
     assert left and all(path.name.startswith("step-") for path in left)
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / "samples").mkdir()
+    for folder in ("checkpoints/.partial-step-000002-9", "checkpoints/.partial-step-000001-old-9",
+                   "non-finite/.partial-step-000003-9"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "model.safetensors").write_bytes(b"some")
+    for file in (".config.9.tmp.toml", ".loss.9.tmp.png", "samples/.step-000001.9.tmp.txt"):
+        (tmp_path / file).write_bytes(b"some")
+    checkpoint.remove_leftovers(tmp_path)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {f"checkpoints/step-000001/{name}" for name in ("model.safetensors", "optimizer.safetensors",
+                                                                   "state.json")}
 
 
 def test_nothing_half_written_after_an_error_in_between(tmp_path, monkeypatch):
