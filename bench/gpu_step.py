@@ -61,7 +61,7 @@ def ours(config: ModelConfig, rows: int, seq_len: int, micro_rows: int, device: 
     policy = precision("auto", device)
     model = Decoder(config).to(device)
     optimizer = AdamW(model, OPTIMIZER["betas"], OPTIMIZER["eps"], WEIGHT_DECAY, CLIP_NORM, policy.working)
-    take = take_step(model, optimizer, next_token_loss, micro_rows)
+    take = take_step(model, optimizer, next_token_loss, micro_rows * seq_len)
     ids, targets = (t.numpy() for t in batch(config.vocab_size, rows, seq_len))
     tokens = Batch(ids=ids, targets=targets, doc_start=None, first_token=0, predicted=rows * seq_len,
                    bytes=rows * seq_len, row_bytes=np.full(rows, seq_len))

@@ -11,6 +11,8 @@ Seconds count batches, steps and schedule; they leave out evaluation, start-up a
 away (compilation, first allocations). Once its training loss comes near the target, a side is evaluated after every
 fiftieth part of its run; its time is that of the first evaluation at or below the target. A peer that never gets there
 counts with the seconds of its whole run. Progress goes to stderr, one JSON line to stdout.
+
+With --val-data it is another contest, for texts of some megabytes: bench/same_minutes.py.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ import numpy as np
 import torch
 
 import kernels
+from bench import same_minutes
 from bench.peers import nanogpt
 from engine import UserError, no_grad
 from models.decoder import Decoder
@@ -38,7 +41,7 @@ from tokenizer import ByteTokenizer
 from train.command import Parser
 from train.data import Batch
 from train.loop import Loop, next_token_loss
-from train.optim.adamw import AdamW
+from train.optim import make_optimizer
 from train.presets import PRESETS
 from train.schedule import learning_rate
 
@@ -95,17 +98,18 @@ class Ours:
 
     def __init__(self, text: Text, seed: int):
         self.config = PRESETS["shakespeare"]
-        optim, data = self.config.optim, self.config.data
+        data = self.config.data
         self.steps, self.context, self.batch_characters = self.config.run.steps, data.seq_len, data.batch_tokens
         self.text, self.rng = text, np.random.default_rng(seed)
         self.starts = np.empty(0, dtype=np.int64)
         model = Decoder(self.config.model, seed)
-        optimizer = AdamW(model, optim.betas, optim.eps, optim.weight_decay, optim.clip_norm)
-        self.loop = Loop(model, optimizer, self.batch, next_token_loss, micro_rows=self.config.rows)
+        optimizer = make_optimizer(model, self.config.optim, None)
+        self.loop = Loop(model, optimizer, self.batch, next_token_loss, micro_tokens=self.config.data.batch_tokens)
 
     def batch(self, cursor: int) -> Batch:
         """The next rows of an epoch: the training part cut at a random offset, its rows shuffled."""
-        rows, length = self.config.rows, self.context
+        length = self.context
+        rows = self.batch_characters // length
         while len(self.starts) < rows:
             epoch = np.arange(self.rng.integers(length), self.text.border - length, length)
             self.starts = np.concatenate([self.starts, self.rng.permutation(epoch)])
@@ -115,10 +119,7 @@ class Ours:
                      predicted=rows * length, bytes=rows * length, row_bytes=np.full(rows, length))
 
     def step(self) -> float:
-        optim = self.config.optim
-        lr = learning_rate(self.loop.position.step + 1, self.steps, peak=optim.lr, kind=optim.schedule,
-                           warmup=optim.warmup_steps, min_ratio=optim.min_lr_ratio, decay_fraction=optim.decay_fraction)
-        return self.loop.step(lr).loss
+        return self.loop.step(learning_rate(self.loop.position.step + 1, self.steps, self.config.optim)).loss
 
     def mean_loss(self, inputs: np.ndarray, targets: np.ndarray) -> float:
         with no_grad():
@@ -238,6 +239,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2, help="of each side")
     parser.add_argument("--only", choices=list(SIDES), help="train one side here and print its run")
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--val-data", metavar="PATH", help="the contest of bench/same_minutes.py, judged on this text")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of that contest's runs")
+    parser.add_argument("--preset", default="demo", help="of that contest")
+    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="section.key=value",
+                        help="of that contest")
+    parser.add_argument("--compile-peer", action="store_true", help="in that contest")
     arguments = parser.parse_args(argv)
     try:
         if arguments.only:
@@ -248,6 +255,9 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if arguments.seeds < 1:
             raise UserError(f"--seeds must be at least 1: got {arguments.seeds}")
+        if arguments.val_data:
+            print(json.dumps(same_minutes.contest(arguments)))
+            return 0
         read_text(arguments.data, "peer")
         results: dict[str, list[Result]] = {"ours": [], "peer": []}
         for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):

@@ -30,7 +30,7 @@ from tokenizer.interface import SPECIAL_NAMES, to_utf8
 from train.data import Batches, TokenStream, prepare
 from train.evaluate import evaluate
 from train.loop import Loop, next_token_loss
-from train.optim.adamw import AdamW
+from train.optim import make_optimizer
 from train.presets import PRESETS
 from train.schedule import learning_rate
 
@@ -93,23 +93,23 @@ def train(contestant: str, folder: str, train: str, validation: str, minutes: fl
     tokenizer = tokenizer_of(contestant, folder)
     corpus = prepare([train], tokenizer, val_paths=[validation], cache_dir=cache, workers=1)
     preset = PRESETS["demo"]
-    length, rows, optim = preset.data.seq_len, preset.rows, preset.optim
+    length, optim = preset.data.seq_len, preset.optim
+    schedule = dataclasses.replace(optim, warmup_steps=SCHEDULE_STEPS // 25)
     config = dataclasses.replace(preset.model, vocab_size=tokenizer.vocab_size)
     batches = Batches(TokenStream(corpus.train, window=length, seed=seed), length, tokenizer, preset.data.doc_mask)
     per_step = preset.data.batch_tokens // length
 
     def loop() -> Loop:
         model = Decoder(config, seed)
-        optimizer = AdamW(model, optim.betas, optim.eps, optim.weight_decay, optim.clip_norm)
-        return Loop(model, optimizer, lambda cursor: batches.batch(cursor, per_step), next_token_loss, micro_rows=rows)
+        optimizer = make_optimizer(model, optim, None)
+        return Loop(model, optimizer, lambda cursor: batches.batch(cursor, per_step), next_token_loss,
+                    micro_tokens=preset.data.batch_tokens)
 
     loop().step(0.0)
     trained, seconds, budget, steps = loop(), 0.0, minutes * 60.0, 0
     while seconds < budget:
         begin = time.perf_counter()
-        rate = learning_rate(1 + int(SCHEDULE_STEPS * seconds / budget), SCHEDULE_STEPS, peak=optim.lr,
-                             kind=optim.schedule, warmup=SCHEDULE_STEPS // 25, min_ratio=optim.min_lr_ratio,
-                             decay_fraction=optim.decay_fraction)
+        rate = learning_rate(1 + int(SCHEDULE_STEPS * seconds / budget), SCHEDULE_STEPS, schedule)
         trained.step(rate)
         seconds += time.perf_counter() - begin
         steps += 1

@@ -8,7 +8,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 import kernels
@@ -42,7 +43,7 @@ def load_run(path: str | Path, checkpoint: int | None = None, device: str = "aut
     """Reads a run folder.
 
     Args:
-        checkpoint: the step to read; default the last.
+        checkpoint: the step to read; default the last. Where the run kept an average of its weights, that is read.
         device: where the model is put; "auto": on the GPU where there is one.
     Raises:
         UserError: not a run folder, no checkpoint yet, another format version, weights that do not fit the config,
@@ -62,7 +63,7 @@ def load_run(path: str | Path, checkpoint: int | None = None, device: str = "aut
     model = Decoder(config, seed=None)
     weights = folder / "model.safetensors"
     try:
-        model.load_state_dict(load_file(weights))
+        model.load_state_dict(_weights(folder))
     except OSError as error:
         raise UserError(f"{weights}: cannot read ({error.strerror or error})") from None
     except SafetensorError as error:
@@ -73,6 +74,19 @@ def load_run(path: str | Path, checkpoint: int | None = None, device: str = "aut
         device = "cuda" if kernels.gpu_memory() else "cpu"
     model.to(device).eval()
     return Run(config, model, tokenizer, state["step"], path)
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint, or their average."""
+    found = load_file(folder / "model.safetensors")
+    try:
+        with safe_open(folder / "optimizer.safetensors", "pt") as file:
+            averaged = {name: f"average.{name}" for name in found}
+            if set(averaged.values()) <= set(file.keys()):
+                found = {name: file.get_tensor(averaged[name]) for name in found}
+    except FileNotFoundError:
+        pass
+    return found
 
 
 def read_model_config(path: Path) -> ModelConfig:

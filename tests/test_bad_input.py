@@ -123,7 +123,7 @@ def test_two_processes_one_run(run, refused):
 @pytest.mark.parametrize("argv, words", [
     (["--lr", "0.5"], ["optim.lr", "0.003", "0.5"]), (["--seed", "3"], ["run.seed"]),
     (["--seq-len", "8"], ["data.seq_len"]),
-    (["--preset", "shakespeare"], ["run.preset", "'demo'"]), (["--set", "data.micro_rows=1"], ["data.micro_rows"]),
+    (["--preset", "shakespeare"], ["run.preset", "'demo'"]), (["--set", "data.window=1"], ["data.window"]),
 ])
 def test_changes_that_make_another_run(run, refused, argv, words):
     line = refused(["--out", run, "--resume", *argv])
@@ -176,10 +176,10 @@ from train import pretrain
 from train.command import run_command
 from train.loop import Loop
 step = Loop.step
-def limited(self, lr):
+def limited(self, lr, *portion):
     if self.position.step == 3:
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
-    return step(self, lr)
+    return step(self, lr, *portion)
 Loop.step = limited
 run_command(lambda: pretrain.main(sys.argv[1:]))
 """
@@ -187,7 +187,8 @@ run_command(lambda: pretrain.main(sys.argv[1:]))
 
 def test_disk_full_while_saving(home, tmp_path):
     out = tmp_path / "run"
-    more = ["--set", "run.eval_every=-1", "--set", "run.sample_every=-1", "--steps", "6"]
+    more = ["--set", "run.eval_every=-1", "--set", "run.sample_every=-1", "--steps", "6",
+            "--set", "checkpoint.asynchronous=false"]
     flags = ["--data", str(home / "a.txt"), "--out", str(out), *TINY, *more, *cached(home)]
     command = [sys.executable, "-c", DISK_FULL, *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -66,10 +66,8 @@ def test_rules(values, words):
 def test_one_length_takes_back_the_others():
     config = preset("demo").with_values({"run.steps": 7})
     assert (config.run.steps, config.run.minutes, config.run.tokens) == (7, 0, 0)
-    assert config.planned_steps() == 7
     by_tokens = preset("demo").with_values({"run.tokens": 4097})
-    assert by_tokens.planned_steps() == 2
-    assert preset("demo").planned_steps() is None
+    assert (by_tokens.run.steps, by_tokens.run.minutes, by_tokens.run.tokens) == (0, 0, 4097)
     with pytest.raises(UserError, match="run.steps=1 and run.tokens=2"):
         preset("demo").with_values({"run.steps": 1, "run.tokens": 2})
 

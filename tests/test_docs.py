@@ -34,11 +34,14 @@ TOUR, TOUR_ZH = "docs/tour.md", "docs/tour.zh.md"
 PAGES = [README, README_ZH, CONTRIBUTING, TOUR, TOUR_ZH]
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES)
 FOLDERS = ["engine", "kernels", "tokenizer", "models", "train", "bench", "tests", "docs"]
-NOT_HERE = {"config.toml", "vocabulary.json", "vocabulary.tables", "metrics.jsonl", "loss.png", "optimizer.txt", "profile.txt", "state.json",
+NOT_HERE = {"config.toml", "vocabulary.json", "vocabulary.tables", "metrics.jsonl", "loss.png", "optimizer.txt",
+            "profile.txt", "state.json",
+            "steering.jsonl", "control.sock", "report.html",
             "checkpoints/*/state.json", "kernels/cpu/l2_norm.py", "kernels/gpu/NAME.py"}
 """Files that a run makes, and files that a reader makes."""
 OUR_COMMANDS = ["train.pretrain", "train.evaluate", "models.generate", "models.chat", "bench.step", "bench.ops",
-                "bench.time_to_loss", "tokenizer.train", "tokenizer.inspect", "tokenizer.encode"]
+                "bench.time_to_loss", "tokenizer.train", "tokenizer.inspect", "tokenizer.encode", "train.control",
+                "train.dashboard", "train.report"]
 
 
 def text_of(page: str) -> str:

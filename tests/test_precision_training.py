@@ -31,7 +31,7 @@ def losses(name: str, steps: int) -> list[float]:
     with policy.active():
         model = Decoder(SMALL, seed=0)
         optimizer = AdamW(model, clip_norm=1.0, working=policy.working)
-        loop = Loop(model, optimizer, batch_at, next_token_loss, ROWS)
+        loop = Loop(model, optimizer, batch_at, next_token_loss, ROWS * LENGTH)
         return [loop.step(2e-3 * min(1.0, step / 50) * (1.1 - step / steps)).loss for step in range(steps)]
 
 
@@ -51,13 +51,13 @@ def test_weights_that_forget_their_digits_stop_learning():
     with policy.active():
         model = Decoder(SMALL, seed=0)
         optimizer = AdamW(model, clip_norm=1.0, working=policy.working)
-        loop = Loop(model, optimizer, batch_at, next_token_loss, ROWS)
+        loop = Loop(model, optimizer, batch_at, next_token_loss, ROWS * LENGTH)
         late = []
         for step in range(150):
             late.append(loop.step(3e-4).loss)
             optimizer.arena.weights.copy_(optimizer.arena.working)
         forgetful = np.mean(late[-50:])
         model = Decoder(SMALL, seed=0)
-        loop = Loop(model, AdamW(model, clip_norm=1.0, working=policy.working), batch_at, next_token_loss, ROWS)
+        loop = Loop(model, AdamW(model, clip_norm=1.0, working=policy.working), batch_at, next_token_loss, ROWS * LENGTH)
         late = [loop.step(3e-4).loss for _ in range(150)]
     assert np.mean(late[-50:]) < 0.97 * forgetful

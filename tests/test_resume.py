@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ TINY = ["--tokenizer", "bytes", "--seq-len", "16", "--batch-tokens", "128", "--s
         "--set", "model.d_model=16",
         "--set", "model.n_heads=2", "--set", "model.d_ff=32", "--set", "model.max_seq_len=16",
         "--set", "model.dropout=0.1",
-        "--set", "data.micro_rows=3", "--set", "run.sample_tokens=5", "--set", "checkpoint.every=5",
+        "--set", "data.micro_tokens=48", "--set", "run.sample_tokens=5", "--set", "checkpoint.every=5",
         "--set", "optim.warmup_steps=5", "--set", "run.log_every=2",
         "--set", "run.eval_every=8", "--set", "run.sample_every=12"]
 
@@ -32,8 +33,8 @@ from train.loop import Loop
 from train.command import run_command
 at, signals = int(sys.argv[1]), [int(number) for number in sys.argv[2].split(",")]
 step = Loop.step
-def signalled(self, lr):
-    report = step(self, lr)
+def signalled(self, lr, *portion):
+    report = step(self, lr, *portion)
     if report.step == at:
         for number in signals:
             os.kill(os.getpid(), number)
@@ -73,15 +74,16 @@ def assert_same_end(one, other):
 def test_the_folder_of_a_run(whole):
     names = {path.name for path in whole.iterdir()}
     assert names == {".lock", "config.toml", "vocabulary.json", "metrics.jsonl", "loss.png", "optimizer.txt", "samples",
-                     "checkpoints"}
-    assert list(checkpoints(whole)) == [15, 20, 24]
+                     "checkpoints", "report.html"}
+    assert list(checkpoints(whole)) == [16, 20, 24]
     assert (whole / "loss.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert {path.name for path in (whole / "samples").iterdir()} == {"step-000012.txt", "step-000024.txt"}
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "loss" in row]
     assert [row["step"] for row in steps] == [1, *range(2, STEPS + 1, 2)]
     assert all(row.keys() == {"step", "tokens", "loss", "bits_per_byte", "lr", "grad_norm", "tokens_per_second",
-                              "elapsed_seconds"} for row in steps)
+                              "elapsed_seconds", "seq_len", "batch_tokens", "grad_norms"} for row in steps)
+    assert list(steps[0]["grad_norms"]) == ["embedding", "layers.0", "norm", "head"]
     assert [row["tokens"] for row in steps] == [128 * row["step"] for row in steps]
     assert steps[-1]["loss"] < steps[0]["loss"] and steps[-1]["lr"] == pytest.approx(3e-4)
     validation = [row for row in rows if "val_loss" in row]
@@ -96,7 +98,7 @@ def test_kill_9_and_resume(text, whole, tmp_path):
     command = [sys.executable, "-c", SIGNALLED, "13", "9", *flags(text, out)]
     killed = subprocess.run(command, cwd=ROOT, capture_output=True)
     assert killed.returncode == -signal.SIGKILL
-    assert list(checkpoints(out)) == [5, 10] and read_metrics(out / "metrics.jsonl")[-1]["step"] == 12
+    assert list(checkpoints(out)) == [5, 8, 10] and read_metrics(out / "metrics.jsonl")[-1]["step"] == 12
     (out / "checkpoints" / ".partial-step-000015-1").mkdir()
     with open(out / "metrics.jsonl", "a") as file:
         file.write('{"step": 13, "lo')
@@ -109,8 +111,8 @@ def test_kill_9_and_resume(text, whole, tmp_path):
 def test_signals_save_and_say_how_to_go_on(text, whole, tmp_path, monkeypatch, capfd, number, code):
     out, step = tmp_path / "run", Loop.step
 
-    def signalled(self, lr):
-        report = step(self, lr)
+    def signalled(self, lr, *portion):
+        report = step(self, lr, *portion)
         if report.step == 7:
             os.kill(os.getpid(), number)
         return report
@@ -134,7 +136,7 @@ def test_a_second_ctrl_c_aborts_at_once(text, tmp_path):
 def test_killed_before_the_first_checkpoint(text, whole, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
 
-    def failing(self, lr):
+    def failing(self, lr, *portion):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -157,7 +159,7 @@ def test_a_finished_run_says_so_and_goes_on_longer(text, whole, tmp_path, capsys
 
 def test_minutes_become_steps_that_stay(text, tmp_path, monkeypatch):
     out, step = tmp_path / "run", Loop.step
-    monkeypatch.setattr(Loop, "step", lambda self, lr: step(self, lr)._replace(seconds=0.02))
+    monkeypatch.setattr(Loop, "step", lambda self, *take: step(self, *take)._replace(seconds=0.02))
     by_minutes = [flag for flag in flags(text, out) if flag not in ("--steps", str(STEPS))]
     assert pretrain.main([*by_minutes, "--minutes", "0.01", "--set", "run.eval_every=-1"]) == 0
     config = Config.load(out / "config.toml")
@@ -166,3 +168,40 @@ def test_minutes_become_steps_that_stay(text, tmp_path, monkeypatch):
     assert read_metrics(out / "metrics.jsonl")[-2]["lr"] == pytest.approx(3e-4)
     assert pretrain.main(["--out", str(out), "--resume", "--minutes", "0.01"]) == 0
     assert Config.load(out / "config.toml") == config
+
+
+EVERYTHING = ["--set", "data.lengths=8:30%,16:70%", "--set", "data.batch_ramp=64:40%,128:60%", "--doc-mask",
+              "--set", "optim.switch_to_muon_at=11", "--set", "optim.normuon=true", "--set", "optim.ema=0.9",
+              "--set", "run.statistics=noise_scale,update_ratio", "--set", "run.log_every=1", "--steps", "30",
+              "--set", "model.max_seq_len=16"]
+
+
+def test_everything_at_once_is_resumed_exactly(text, tmp_path):
+    """A mixture in its second epoch, growing rows and steps, Muon after AdamW, an average of the weights."""
+    for name, lines in (("squares", 60), ("cubes", 90)):
+        (tmp_path / f"{name}.txt").write_text("".join(f"{n} of the {name}, {n * n}.\n" for n in range(lines)))
+    mixture = ["--data", *(f"{name}={tmp_path / name}.txt:{weight}" for name, weight in (("squares", 1), ("cubes", 3)))]
+
+    def everything(out):
+        return [*flags(text, out)[2:], *EVERYTHING, *mixture]
+
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert pretrain.main(everything(whole)) == 0
+    rows = read_metrics(whole / "metrics.jsonl")
+    steps = [row for row in rows if "loss" in row]
+    assert {row["seq_len"] for row in steps} == {8, 16} and {row["batch_tokens"] for row in steps} == {64, 128}
+    assert [row["step"] for row in rows if row.get("event") == "switch"] == [12]
+    assert all(set(row["val_losses"]) == {"squares", "cubes"} for row in rows if "val_loss" in row)
+    assert steps[-1]["tokens"] > (tmp_path / "cubes.txt").stat().st_size
+    killed = subprocess.run([sys.executable, "-c", SIGNALLED, "8", "9", *everything(out)], cwd=ROOT, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert pretrain.main(["--out", str(out), "--resume", "--set", "data.micro_tokens=32"]) == 0
+    for one, other in zip(steps, [row for row in read_metrics(out / "metrics.jsonl") if "loss" in row], strict=True):
+        assert (one["step"], one["tokens"]) == (other["step"], other["tokens"])
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-4)
+    shutil.rmtree(out)
+    for at in ("13", "22"):
+        again = ["--out", str(out), "--resume"] if out.exists() else everything(out)
+        subprocess.run([sys.executable, "-c", SIGNALLED, at, "9", *again], cwd=ROOT, capture_output=True)
+    assert pretrain.main(["--out", str(out), "--resume"]) == 0
+    assert_same_end(out, whole)

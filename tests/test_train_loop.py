@@ -48,7 +48,7 @@ def test_accumulation_equals_the_big_batch(micro_rows):
 def test_steps_move_the_cursor_and_lower_the_loss():
     optimizer = AdamW(model := Decoder(TINY), clip_norm=1.0)
     batch = random_batch()
-    loop = Loop(model, optimizer, lambda cursor: Batch(**{**vars(batch), "first_token": cursor}), next_token_loss, 16)
+    loop = Loop(model, optimizer, lambda cursor: Batch(**{**vars(batch), "first_token": cursor}), next_token_loss, 128)
     reports = [loop.step(1e-2) for _ in range(30)]
     assert [report.step for report in reports[:3]] == [1, 2, 3]
     assert [report.tokens for report in reports[:3]] == [256, 512, 768] and loop.position.cursor == 30 * 256
@@ -69,7 +69,7 @@ def test_what_is_not_finite_stops_before_the_update(poison, words, monkeypatch):
             result.data.fill_(float("nan"))
         return result
 
-    loop = Loop(model, optimizer, random_batch, loss, 32)
+    loop = Loop(model, optimizer, random_batch, loss, 256)
     before = optimizer.arena.weights.clone()
     if poison == "gradient":
         norm = AdamW.measure

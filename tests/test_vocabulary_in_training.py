@@ -22,7 +22,7 @@ from train.config import Config
 from train.data import build, prepare
 from train.data.shards import Section, write_shard
 from train.data.vocabulary import cached_vocabulary
-from train.inputs import read_corpus
+from train.inputs import read_texts
 from vocabulary_samples import BYTE, decoded, recipe_of, rows_file, text_of
 
 TINY = ["--seq-len", "16", "--batch-tokens", "64", "--steps", "2", "--vocab-size", "300", "--set", "model.n_layers=1",
@@ -216,10 +216,10 @@ def test_sampled_segmentation_is_for_the_training_text_only(home, trained, tmp_p
     config = Config.load(out / "config.toml")
     tokenizer = load_run(out).tokenizer
     assert tokenizer.fingerprint() == load_run(trained).tokenizer.fingerprint()
-    sampled, plain = (read_corpus(config.with_values({"data.sampling": alpha}), tokenizer) for alpha in (0.5, 0.0))
-    assert sampled.train.tokens > plain.train.tokens and sampled.train.fingerprint != plain.train.fingerprint
-    assert decoded(sampled.train, tokenizer) == decoded(plain.train, tokenizer)
-    assert sampled.validation.fingerprint == plain.validation.fingerprint
+    sampled, plain = (read_texts(config.with_values({"data.sampling": alpha}), tokenizer) for alpha in (0.5, 0.0))
+    assert sampled.train[""].tokens > plain.train[""].tokens and sampled.fingerprint != plain.fingerprint
+    assert decoded(sampled.train[""], tokenizer) == decoded(plain.train[""], tokenizer)
+    assert sampled.validation[""].fingerprint == plain.validation[""].fingerprint
     assert pretrain.main(["--out", str(out), "--resume", "--steps", "3"]) == 0
     assert "--resume cannot change data.sampling" in refused(["--out", out, "--resume", "--set", "data.sampling=1"])
     bytes_ = [flag for flag in flags(home, tmp_path / "b", "--tokenizer", "bytes", "--set", "data.sampling=0.5")

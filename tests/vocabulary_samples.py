@@ -34,4 +34,4 @@ def decoded(part, tokenizer=BYTE):
 
 def recipe_of(path, **changes):
     values = {"val_fraction": 0.2, "sample_bytes": 1 << 20, "settings": Settings(300, rounds=2, allow_fewer=True)}
-    return Recipe(find_sources([path]), ReadOptions(), **{**values, **changes})
+    return Recipe([(find_sources([path]), 1.0)], ReadOptions(), **{**values, **changes})

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from train.command import Parser
 from train.config import parse_settings
+from train.data import parse_sources
 from train.errors import UserError
 from train.presets import PRESETS
 from train.sections import BYTES
@@ -20,7 +21,7 @@ def arguments_from(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--preset", metavar="P", help=f"one of {', '.join(PRESETS)} (default: demo)")
     add("--data", nargs="+", metavar="PATH", help=".txt .md .py .jsonl .json .parquet files, also .gz or .zst, and "
-        "folders of them (default: the Python standard library's source)")
+        "folders of them; NAME=PATH:WEIGHT mixes sources by tokens (default: the Python standard library's source)")
     add("--val-data", nargs="+", metavar="PATH", help="validate on these (default: documents held out of --data)")
     add("--text-field", metavar="F", help="field of JSON and Parquet rows (default: text)")
     add("--document-separator", metavar="S", help="cuts text files into documents (default: a file is a document)")
@@ -41,6 +42,7 @@ def arguments_from(argv: list[str] | None) -> argparse.Namespace:
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="go on with the run in --out (default: the latest run)")
     start.add_argument("--init-from", type=Path, metavar="RUN", help="start a new run from another's weights")
+    add("--dashboard", action="store_true", help="show the run in a browser while it goes on")
     add("--profile", action="store_true", help="table time and memory per operation and layer of some steps")
     add("--set", action="append", default=[], dest="settings", metavar="section.key=value", help="any other setting")
     return parser.parse_args(argv)
@@ -67,4 +69,8 @@ def _vocabulary_path(path: str | None) -> str | None:
 
 
 def _absolute(paths: list[str] | None) -> list[str] | None:
-    return [os.path.abspath(os.path.expanduser(path)) for path in paths] if paths else None
+    return [str(source.moved(_absolute_path)) for source in parse_sources(paths)] if paths else None
+
+
+def _absolute_path(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))

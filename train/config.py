@@ -12,11 +12,9 @@ from pathlib import Path
 
 import tomli_w
 
-from engine.precision import precision
 from models.config import ModelConfig
 from train.errors import UserError
 from train.files import write_text
-from train.schedule import SCHEDULES
 from train.sections import CheckpointConfig, DataConfig, OptimConfig, RunConfig, TokenizerConfig
 
 if sys.version_info >= (3, 11):
@@ -24,7 +22,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-DEVICES = ("auto", "cpu", "cuda")
 LENGTHS = ("steps", "minutes", "tokens")
 ALTERNATIVES = {"run": ("sets the length of a run", {"steps": 0, "minutes": 0.0, "tokens": 0}),
                 "tokenizer": ("says where the vocabulary comes from", {"path": "", "vocab_size": 0})}
@@ -40,11 +37,6 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-
-    @property
-    def rows(self) -> int:
-        """Rows of one optimizer step's batch."""
-        return self.data.batch_tokens // self.data.seq_len
 
     def with_values(self, values: dict[str, object]) -> Config:
         """A copy with `section.key` names set to values of the right type; unknown names are UserErrors.
@@ -75,53 +67,10 @@ class Config:
 
     def validated(self) -> Config:
         """Itself, when every rule between the values holds; else a UserError naming the rule and the value got."""
-        data, optim, run, checkpoint = self.data, self.optim, self.run, self.checkpoint
-        _rule(data.seq_len >= 1, "data.seq_len must be at least 1", data.seq_len)
-        _rule(data.batch_tokens >= data.seq_len and data.batch_tokens % data.seq_len == 0,
-              f"data.batch_tokens must be a multiple of data.seq_len ({data.seq_len})", data.batch_tokens)
-        _rule(data.seq_len <= self.model.max_seq_len,
-              f"data.seq_len must be at most model.max_seq_len ({self.model.max_seq_len})", data.seq_len)
-        _rule(0.0 <= data.val_fraction < 1.0, "data.val_fraction must be in [0, 1)", data.val_fraction)
-        _rule(data.micro_rows >= 0, "data.micro_rows must be at least 0", data.micro_rows)
-        _rule(data.window >= 0, "data.window must be at least 0", data.window)
-        _rule(data.sampling >= 0.0, "data.sampling must be at least 0 (0: none)", data.sampling)
-        _rule(self.tokenizer.sample_mb > 0.0, "tokenizer.sample_mb must be above 0", self.tokenizer.sample_mb)
-        if self.tokenizer.vocab_size:
-            self.tokenizer.training()
-        _rule(optim.lr > 0.0, "optim.lr must be above 0", optim.lr)
-        _rule(all(0.0 <= beta < 1.0 for beta in optim.betas), "optim.betas must be in [0, 1)", optim.betas)
-        _rule(optim.eps > 0.0, "optim.eps must be above 0", optim.eps)
-        _rule(optim.weight_decay >= 0.0, "optim.weight_decay must be at least 0", optim.weight_decay)
-        _rule(optim.clip_norm >= 0.0, "optim.clip_norm must be at least 0 (0: no clipping)", optim.clip_norm)
-        _rule(optim.schedule in SCHEDULES, f"optim.schedule must be one of {', '.join(SCHEDULES)}", optim.schedule)
-        _rule(optim.warmup_steps >= 0, "optim.warmup_steps must be at least 0", optim.warmup_steps)
-        _rule(0.0 <= optim.min_lr_ratio <= 1.0, "optim.min_lr_ratio must be in [0, 1]", optim.min_lr_ratio)
-        _rule(0.0 < optim.decay_fraction <= 1.0, "optim.decay_fraction must be in (0, 1]", optim.decay_fraction)
-        for key in LENGTHS:
-            _rule(getattr(run, key) >= 0, f"run.{key} must be at least 0", getattr(run, key))
-        _rule(any(getattr(run, key) for key in LENGTHS), "a run needs one of run.steps, run.minutes, run.tokens",
-              "none")
-        _rule(run.seed >= 0, "run.seed must be at least 0", run.seed)
-        _rule(run.log_every >= 1, "run.log_every must be at least 1", run.log_every)
-        _rule(run.eval_every >= -1, "run.eval_every must be at least -1", run.eval_every)
-        _rule(run.sample_every >= -1, "run.sample_every must be at least -1", run.sample_every)
-        _rule(run.eval_tokens >= 0, "run.eval_tokens must be at least 0", run.eval_tokens)
-        _rule(run.sample_tokens >= 1, "run.sample_tokens must be at least 1", run.sample_tokens)
-        _rule(run.threads >= 0, "run.threads must be at least 0", run.threads)
-        _rule(run.device in DEVICES, f"run.device must be one of {', '.join(DEVICES)}", run.device)
-        if run.device != "auto":
-            precision(run.precision, run.device)
-        _rule(checkpoint.every >= 1, "checkpoint.every must be at least 1", checkpoint.every)
-        _rule(checkpoint.keep >= 1, "checkpoint.keep must be at least 1", checkpoint.keep)
-        return self
+        from train.rules import check
 
-    def planned_steps(self) -> int | None:
-        """Steps of the whole run; None for a run by minutes whose step time is not measured yet."""
-        if self.run.steps:
-            return self.run.steps
-        if self.run.tokens:
-            return -(-self.run.tokens // self.data.batch_tokens)
-        return None
+        check(self)
+        return self
 
     def flat(self) -> dict[str, object]:
         """`section.key` -> value of every setting."""
@@ -230,8 +179,3 @@ def _check(name: str, kind: object, value: object) -> object:
     if kind in (int, bool, str) and type(value) is kind:
         return value
     raise UserError(f"{name} must be {_type_name(kind)}: got {value!r}")
-
-
-def _rule(holds: bool, rule: str, value: object) -> None:
-    if not holds:
-        raise UserError(f"{rule}: got {value}")

@@ -21,6 +21,8 @@ class RunFolder:
         self.samples = path / "samples"
         self.profile = path / "profile.txt"
         self.routing = path / "optimizer.txt"
+        self.steering = path / "steering.jsonl"
+        self.report = path / "report.html"
         self._lock: int | None = None
 
     def holds_run(self) -> bool:

@@ -14,10 +14,11 @@ from engine import Module, Tensor
 from train.data import Batch
 from train.errors import NonFiniteError
 from train.metrics import NATS_PER_BIT
-from train.optim.adamw import AdamW
+from train.optim import Optimizer
+from train.statistics import Statistics
 from train.step import LossFunction, take_step
 
-BatchFunction = Callable[[int], Batch]
+BatchFunction = Callable[..., Batch]
 
 
 @dataclass
@@ -31,7 +32,8 @@ class Position:
 
 
 class StepReport(NamedTuple):
-    """One optimizer step: `loss` in nats per predicted token, `tokens` trained on so far, `grad_norm` unclipped."""
+    """One optimizer step: `loss` in nats per predicted token, `tokens` trained on so far, `grad_norm` unclipped; rows of
+    `seq_len` tokens, `batch_tokens` in all."""
 
     step: int
     tokens: int
@@ -40,6 +42,14 @@ class StepReport(NamedTuple):
     lr: float
     grad_norm: float
     seconds: float
+    seq_len: int
+    batch_tokens: int
+
+    def row(self) -> dict[str, int | float]:
+        """What metrics.jsonl says of it."""
+        values = self._asdict()
+        del values["seconds"]
+        return values
 
 
 class Loop:
@@ -49,36 +59,46 @@ class Loop:
     cut into: each micro-batch's summed loss is divided by the whole batch's count.
 
     Args:
-        batch_at: the whole step's batch that starts at a token cursor.
+        batch_at: the whole step's batch that starts at a token cursor; what else `step` is given goes on to it.
         loss: (model, micro-batch, normalizer) -> summed loss / normalizer.
-        micro_rows: rows of a micro-batch.
+        micro_tokens: of a micro-batch, which has one row at least.
         position: where to go on.
+        statistics: looks at each step.
+
+    Attributes:
+        batch: the last step's.
     """
 
-    def __init__(self, model: Module, optimizer: AdamW, batch_at: BatchFunction, loss: LossFunction, micro_rows: int,
-                 position: Position | None = None):
-        self.model, self.optimizer, self.batch_at = model, optimizer, batch_at
-        self.take_step = take_step(model, optimizer, loss, micro_rows)
+    def __init__(self, model: Module, optimizer: Optimizer, batch_at: BatchFunction, loss: LossFunction,
+                 micro_tokens: int, position: Position | None = None, statistics: Statistics | None = None):
+        self.model, self.optimizer, self.batch_at, self.loss = model, optimizer, batch_at, loss
+        self.take_step = take_step(model, optimizer, loss, micro_tokens, statistics)
         self.position = position or Position()
+        self.batch: Batch | None = None
 
-    def step(self, lr: float) -> StepReport:
-        """One step at learning rate `lr`.
+    def step(self, lr: float, *portion: int) -> StepReport:
+        """One step at learning rate `lr`, on the batch that `batch_at` gives for the cursor and `portion`.
 
         Raises:
-            NonFiniteError: the loss or a gradient is not finite; the weights are as they were.
+            NonFiniteError: the loss or a gradient is not finite; weights and position are as they were.
         """
         start = time.perf_counter()
-        position, optimizer = self.position, self.optimizer
-        batch = self.batch_at(position.cursor)
-        number = position.step + 1
+        position = self.position
+        self.batch = batch = self.batch_at(position.cursor, *portion)
         loss, grad_norm = self.take_step(batch, lr)
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise NonFiniteError(_describe(number, batch, loss, optimizer))
+            raise NonFiniteError(_describe(position.step + 1, batch, loss, self.optimizer))
         seconds = time.perf_counter() - start
-        position.step, position.cursor = number, next_cursor(batch)
+        self.pass_over()
         position.seconds += seconds
         bits_per_byte = loss * batch.predicted / (NATS_PER_BIT * max(1, batch.bytes))
-        return StepReport(number, position.cursor, loss, bits_per_byte, lr, grad_norm, seconds)
+        return StepReport(position.step, position.cursor, loss, bits_per_byte, lr, grad_norm, seconds,
+                          batch.ids.shape[1], batch.ids.size)
+
+    def pass_over(self) -> None:
+        """Move on behind the last step's batch."""
+        self.position.step += 1
+        self.position.cursor = next_cursor(self.batch)
 
 
 def next_token_loss(model: Module, batch: Batch, normalizer: int | torch.Tensor) -> Tensor:
@@ -93,7 +113,7 @@ def next_cursor(batch: Batch) -> int:
     return batch.first_token + batch.ids.size
 
 
-def _describe(step: int, batch: Batch, loss: float, optimizer: AdamW) -> str:
+def _describe(step: int, batch: Batch, loss: float, optimizer: Optimizer) -> str:
     bad = optimizer.first_bad_gradient()
     what = f"the loss is {loss}" if not math.isfinite(loss) else "a gradient is not finite"
     where = f"first bad tensor: gradient of {bad}" if bad else "every gradient is finite; bad tensor: the loss"

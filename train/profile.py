@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -12,8 +14,13 @@ from rich.table import Table
 
 from engine import Module, Op, autograd
 from kernels import memory
+from train.files import write_text
+from train.loop import StepReport
+from train.progress import Display
 
 MIB = 1 << 20
+SKIPPED_STEPS = 2
+PROFILED_STEPS = 10
 
 
 @dataclass
@@ -132,3 +139,38 @@ def _table(title: str, rows: dict[tuple[str, str], Row], steps: int, seconds: fl
     rest = seconds - total.forward - total.backward
     table.add_row("the rest", "batch, norm, optimizer", "", f"{1000 * rest / steps:.2f}", "", f"{rest / seconds:.1%}")
     return table
+
+
+class Profiling:
+    """Profiles some steps of a run once the first ones are over, then steps aside.
+
+    Args:
+        path: where the tables are written.
+    """
+
+    def __init__(self, model: Module, path: Path):
+        self._profile, self._path = Profile(model), path
+        self._waiting, self._steps, self._seconds = SKIPPED_STEPS, 0, 0.0
+
+    def step(self, take: Callable[[], StepReport], display: Display) -> StepReport:
+        """Take a step."""
+        if self._waiting or self._steps == PROFILED_STEPS:
+            self._waiting = max(0, self._waiting - 1)
+            return take()
+        with self._profile:
+            report = take()
+        self._steps += 1
+        self._seconds += report.seconds
+        if self._steps == PROFILED_STEPS:
+            self._show(display)
+        return report
+
+    def finish(self, display: Display) -> None:
+        """Show what a run shorter than the profile gathered."""
+        if 0 < self._steps < PROFILED_STEPS:
+            self._show(display)
+
+    def _show(self, display: Display) -> None:
+        text = self._profile.text(self._steps, self._seconds)
+        display.say(text)
+        write_text(self._path, text, durable=False)

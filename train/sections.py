@@ -16,11 +16,19 @@ BYTES = "bytes"
 
 @dataclass(frozen=True)
 class DataConfig:
-    """`paths` empty means the Python standard library's source; `batch_tokens` counts a whole optimizer step.
+    """What is read, and in which portions.
 
-    `window` is the stretch of text that shuffling keeps whole (0: `seq_len`); `micro_rows` 0 means as many as fit.
-    `sampling` above 0 cuts the training text at random instead of the best way, with this as the alpha of
-    tokenizer/sampling.py: 1 draws cuts by their probability, 5 is close to the best one."""
+    Attributes:
+        paths: empty means the Python standard library's source; `name=PATH:weight` items make a mixture
+            (train/data/mixture.py).
+        seq_len: tokens of a row, in validation too; with `lengths`, the last of them.
+        batch_tokens: of a whole optimizer step; with `batch_ramp`, the last of them.
+        lengths, batch_ramp: such as "64:10%,128:90%", by share of the run's tokens (train/curriculum.py).
+        window: the stretch of text that shuffling keeps whole; 0: the longest row.
+        micro_tokens: of a micro-batch; 0: as many as fit.
+        sampling: above 0 the training text is cut at random instead of the best way, with this as the alpha of
+            tokenizer/sampling.py: 1 draws cuts by their probability, 5 is close to the best one.
+    """
 
     paths: list[str] = field(default_factory=list)
     text_field: str = "text"
@@ -29,9 +37,11 @@ class DataConfig:
     val_fraction: float = 0.05
     seq_len: int = 256
     batch_tokens: int = 4096
+    lengths: str = ""
+    batch_ramp: str = ""
     window: int = 0
     doc_mask: bool = False
-    micro_rows: int = 0
+    micro_tokens: int = 0
     sampling: float = 0.0
     cache_dir: str = ""
 
@@ -62,17 +72,49 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and its schedule; `decay_fraction` is the last part of a "wsd" run."""
+    """The optimizer and its schedule (train/optim, train/schedule.py).
 
+    Attributes:
+        optimizer: "adamw", or "muon": Muon for the layers' matrices and AdamW for the rest.
+        lr: the peak; Muon's is `muon_lr`, or the same when that is 0.
+        betas, eps: AdamW's.
+        weight_decay: of both; Muon's is `muon_weight_decay` when that is not negative.
+        clip_norm: largest norm of the whole gradient; 0: no clipping.
+        schedule: "cosine", "wsd" (its last part is `decay_fraction` of the run) or "waves" (of `wave_steps`).
+        warmup: "linear" or "quadratic", over `warmup_steps`.
+        muon_coefficients: of the Newton-Schulz steps: "quintic", "polar_express" or "classical".
+        muon_scale: of an update: "match_rms" 0.2 sqrt(max(rows, columns)), "aspect" sqrt(max(1, rows / columns)).
+        muon_per_head: orthogonalise q, k and v head by head.
+        muon_head: the output matrix belongs to Muon, too.
+        normuon: rows of an update brought to equal size by a running mean of their squares.
+        switch_to_muon_at: with "adamw", the last step before Muon takes over; 0: never.
+        ema: decay of the average of the weights that is evaluated and saved beside them; 0: none.
+    """
+
+    optimizer: str = "adamw"
     lr: float = 3e-3
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip_norm: float = 1.0
     schedule: str = "cosine"
+    warmup: str = "linear"
     warmup_steps: int = 40
     min_lr_ratio: float = 0.1
     decay_fraction: float = 0.2
+    wave_steps: int = 0
+    muon_lr: float = 0.0
+    muon_momentum: float = 0.95
+    muon_nesterov: bool = True
+    muon_steps: int = 5
+    muon_coefficients: str = "quintic"
+    muon_scale: str = "match_rms"
+    muon_weight_decay: float = -1.0
+    muon_per_head: bool = False
+    muon_head: bool = False
+    normuon: bool = False
+    switch_to_muon_at: int = 0
+    ema: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -80,7 +122,9 @@ class RunConfig:
     """The length is the first of `steps`, `tokens`, `minutes` above 0; a run by minutes writes the steps it measured
     into `steps`. `eval_every` and `sample_every` 0 mean a tenth and a fifth of the run, -1 only at the end;
     `eval_tokens` 0 means all of the validation part; `threads` 0 means all cores. `device` auto is a GPU if there is
-    one; `precision` auto is bf16 on a GPU and float32 on the CPU (engine.precision)."""
+    one; `precision` auto is bf16 on a GPU and float32 on the CPU (engine.precision). `non_finite` says what a step with
+    a value that is not finite does: "stop" the run, or "skip" the step. `statistics` and `loggers` name what
+    train/statistics.py and train/loggers.py offer."""
 
     preset: str = "demo"
     seed: int = 0
@@ -96,11 +140,17 @@ class RunConfig:
     threads: int = 0
     device: str = "auto"
     precision: str = "auto"
+    non_finite: str = "stop"
+    statistics: list[str] = field(default_factory=list)
+    loggers: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Every `every` steps and at the end; the last `keep` stay on disk."""
+    """Every `every` steps and at the end. The last `keep` stay on disk, and the `best` by validation loss, and those
+    that are pinned (train/checkpoints.py). `asynchronous`: written while the run goes on."""
 
     every: int = 200
     keep: int = 3
+    best: bool = True
+    asynchronous: bool = True

@@ -13,41 +13,59 @@ import kernels
 from engine import Module, Tensor, random
 from engine.captured import Captured
 from train.data import Batch
-from train.optim.adamw import AdamW
+from train.optim import Optimizer
+from train.statistics import Statistics
 
 LossFunction = Callable[[Module, Batch, "int | torch.Tensor"], Tensor]
 """(model, micro-batch, normalizer) -> summed loss / normalizer. On a GPU the arrays of the micro-batch are tensors
 there, and the normalizer is one with one element."""
 
 
-def take_step(model: Module, optimizer: AdamW, loss: LossFunction, micro_rows: int):
+def take_step(model: Module, optimizer: Optimizer, loss: LossFunction, micro_tokens: int,
+              statistics: Statistics | None = None):
     """What takes the steps of a model where it lies: a `HostStep` or a `DeviceStep`."""
     kind = HostStep if optimizer.arena.weights.device.type == "cpu" else DeviceStep
-    return kind(model, optimizer, loss, micro_rows)
+    return kind(model, optimizer, loss, micro_tokens, statistics)
+
+
+def micro_rows(batch: Batch, micro_tokens: int) -> int:
+    """Rows of this batch that are taken at a time."""
+    return max(1, micro_tokens // batch.ids.shape[1])
 
 
 class HostStep:
     """Steps on the CPU.
 
     Args:
-        micro_rows: rows of a micro-batch.
+        micro_tokens: of a micro-batch, which has one row at least.
+        statistics: looks at each step.
     """
 
-    def __init__(self, model: Module, optimizer: AdamW, loss: LossFunction, micro_rows: int):
-        self.model, self.optimizer, self.loss, self.micro_rows = model, optimizer, loss, micro_rows
+    def __init__(self, model: Module, optimizer: Optimizer, loss: LossFunction, micro_tokens: int,
+                 statistics: Statistics | None = None):
+        self.model, self.optimizer, self.loss, self.micro_tokens = model, optimizer, loss, micro_tokens
+        self.statistics = statistics or Statistics((), model, optimizer)
 
     def __call__(self, batch: Batch, lr: float) -> tuple[float, float]:
         """Returns the loss in nats per predicted token, and the gradient's norm; with one that is not finite the
         weights are as they were."""
-        loss = accumulate(self.model, self.optimizer, batch, self.micro_rows, self.loss)
+        self.statistics.before_update()
+        loss = accumulate(self.model, self.optimizer, batch, micro_rows(batch, self.micro_tokens), self.loss,
+                          self.statistics.after_micro)
         norm = self.optimizer.measure()
         if math.isfinite(loss) and math.isfinite(norm):
             self.optimizer.step(lr)
+            self.statistics.after_update(batch.predicted)
         return loss, norm
 
 
-def accumulate(model: Module, optimizer: AdamW, batch: Batch, micro_rows: int, loss: LossFunction) -> float:
-    """Leave the gradient of the batch's mean loss in the arena and return that loss, in nats per predicted token."""
+def accumulate(model: Module, optimizer: Optimizer, batch: Batch, micro_rows: int, loss: LossFunction,
+               after_micro: Callable[[int], None] = lambda predicted: None) -> float:
+    """Leave the gradient of the batch's mean loss in the arena and return that loss, in nats per predicted token.
+
+    Args:
+        after_micro: called after each micro-batch with the number of its targets.
+    """
     optimizer.arena.zero_grad()
     total, normalizer = 0.0, max(1, batch.predicted)
     for micro in batch.split(micro_rows):
@@ -55,6 +73,7 @@ def accumulate(model: Module, optimizer: AdamW, batch: Batch, micro_rows: int, l
         part = loss(model, micro, normalizer)
         total += float(part.item())
         part.backward()
+        after_micro(micro.predicted)
     return total
 
 
@@ -66,27 +85,34 @@ class DeviceStep:
         capture: False runs the same work without graphs.
     """
 
-    def __init__(self, model: Module, optimizer: AdamW, loss: LossFunction, micro_rows: int, capture: bool = True):
-        self.model, self.optimizer, self.loss, self.micro_rows = model, optimizer, loss, micro_rows
+    def __init__(self, model: Module, optimizer: Optimizer, loss: LossFunction, micro_tokens: int,
+                 statistics: Statistics | None = None, capture: bool = True):
+        self.model, self.optimizer, self.loss, self.micro_tokens = model, optimizer, loss, micro_tokens
+        self.statistics = statistics or Statistics((), model, optimizer)
         self.capture = capture
         self.device = optimizer.arena.weights.device
         self.total = kernels.zeros((1,), torch.float32, self.device)
         self.places: dict[tuple, _Place] = {}
-        self.update: Callable[[], None] | None = None
+        self.updates: dict[str, Callable[[], None]] = {}
 
     def __call__(self, batch: Batch, lr: float) -> tuple[float, float]:
         """As `HostStep`; whether the norm and the loss are finite is decided on the GPU."""
-        micros = batch.split(self.micro_rows)
+        micros = batch.split(micro_rows(batch, self.micro_tokens))
         for micro in micros:
             self._place(micro)
         update = self._update()
+        self.statistics.before_update()
         self.optimizer.arena.zero_grad()
         self.total.zero_()
         for micro in micros:
             self._place(micro).run(micro, batch.predicted)
+            self.statistics.after_micro(micro.predicted)
         self.optimizer.set_learning_rate(lr)
         update()
-        return float(self.total), self.optimizer.last_norm
+        loss, norm = float(self.total), self.optimizer.last_norm
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.statistics.after_update(batch.predicted)
+        return loss, norm
 
     def _place(self, micro: Batch) -> _Place:
         """Buffers and work for micro-batches of this shape, made the first time; the gradients are lost then."""
@@ -96,12 +122,13 @@ class DeviceStep:
         return self.places[key]
 
     def _update(self) -> Callable[[], None]:
-        if self.update is None:
-            update = self.update = Captured(self._measure_and_step) if self.capture else self._measure_and_step
+        kind = self.optimizer.kind
+        if kind not in self.updates:
+            update = self.updates[kind] = Captured(self._measure_and_step) if self.capture else self._measure_and_step
             if self.capture:
                 with self.optimizer.unchanged():
                     update.prepare()
-        return self.update
+        return self.updates[kind]
 
     def _measure_and_step(self) -> None:
         self.optimizer.measure_on_device(self.total)
