@@ -36,7 +36,7 @@ EVERY_PAGE = pytest.mark.parametrize("page", PAGES)
 FOLDERS = ["engine", "kernels", "tokenizer", "models", "train", "bench", "tests", "docs"]
 NOT_HERE = {"config.toml", "vocabulary.json", "vocabulary.tables", "metrics.jsonl", "loss.png", "optimizer.txt",
             "profile.txt", "state.json",
-            "steering.jsonl", "control.sock", "report.html",
+            "steering.jsonl", "control.sock", "report.html", "facts.json",
             "checkpoints/*/state.json", "kernels/cpu/l2_norm.py", "kernels/gpu/NAME.py"}
 """Files that a run makes, and files that a reader makes."""
 OUR_COMMANDS = ["train.pretrain", "train.evaluate", "models.generate", "models.chat", "bench.step", "bench.ops",

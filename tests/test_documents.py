@@ -188,7 +188,7 @@ def error_of(*paths, **options) -> str:
         ("a.txt.zst", zstandard.compress(b"plain" * 100)[:-3], "cannot read (the compressed file breaks off)"),
         ("a.parquet", b"PAR1 no", "a.parquet: not a readable Parquet file ("),
         ("a.parquet.gz", gzip.compress(b""), "a.parquet.gz: not a readable Parquet file ("),
-        ("a.doc", "x", "a.doc: the extension must be one of .txt .md .py .jsonl .json .parquet (also with"),
+        ("a.doc", "x", "a.doc: the extension must be one of .txt .md .py .tokens .jsonl .json .parquet (also with"),
         ("a.gz", gzip.compress(b"x"), "a.gz: the extension must be one of"),
     ],
 )

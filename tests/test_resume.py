@@ -74,7 +74,7 @@ def assert_same_end(one, other):
 def test_the_folder_of_a_run(whole):
     names = {path.name for path in whole.iterdir()}
     assert names == {".lock", "config.toml", "vocabulary.json", "metrics.jsonl", "loss.png", "optimizer.txt", "samples",
-                     "checkpoints", "report.html"}
+                     "checkpoints", "report.html", "facts.json"}
     assert list(checkpoints(whole)) == [16, 20, 24]
     assert (whole / "loss.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert {path.name for path in (whole / "samples").iterdir()} == {"step-000012.txt", "step-000024.txt"}
@@ -127,7 +127,8 @@ def test_signals_save_and_say_how_to_go_on(text, whole, tmp_path, monkeypatch, c
 
 def test_a_second_ctrl_c_aborts_at_once(text, tmp_path):
     out = tmp_path / "run"
-    command = [sys.executable, "-c", SIGNALLED, "7", "2,2", *flags(text, out)]
+    at_once = ["--set", "checkpoint.asynchronous=false"]
+    command = [sys.executable, "-c", SIGNALLED, "7", "2,2", *flags(text, out, *at_once)]
     aborted = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert aborted.returncode == 130 and "aborted" in aborted.stderr
     assert list(checkpoints(out)) == [5]

@@ -120,4 +120,5 @@ def test_a_damaged_cache_is_trained_again_and_a_killed_training_goes_on(rows, tm
 def test_an_empty_corpus_is_told_before_training(rows, tmp_path):
     rows_file(tmp_path / "a.jsonl", ["", ""])
     with pytest.raises(UserError, match="empty corpus: no text in .*a.jsonl"):
-        cached_vocabulary(recipe_of(rows)._replace(sources=find_sources([tmp_path / "a.jsonl"])), tmp_path / "cache")
+        empty = [(find_sources([tmp_path / "a.jsonl"]), 1.0)]
+        cached_vocabulary(recipe_of(rows)._replace(texts=empty), tmp_path / "cache")
