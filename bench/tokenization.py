@@ -131,7 +131,7 @@ def measure(arguments: Namespace, folder: Path, say) -> dict:
             del row["checks"]
         results["rounds"] = entries
     if "encode" in wanted:
-        results["two_processes"] = scaling(contest.two_processes(corpus, kinds, 5 * arguments.rounds, seconds=0.2))
+        results["two_processes"] = scaling(contest.two_processes(corpus, kinds, 5 * arguments.rounds, seconds=0.5))
     if "compression" in wanted:
         results["compression"] = compression_table(contest.compression(corpus), corpus.held_out)
     if "adversarial" in wanted:

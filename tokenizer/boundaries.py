@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tokenizer.compiled import compiled
 from tokenizer.interface import TokenizerError
 from tokenizer.patterns import PREFIX, divided, is_pattern, written_out
 
@@ -35,9 +36,7 @@ _EXCEPTIONS = ((0xA0, 0xA0, SPACE), (0xD7, 0xD7, MARK), (0xF7, 0xF7, MARK),
                (0x303D, 0x303F, MARK), (0x30A0, 0x30A0, MARK), (0x30FB, 0x30FB, MARK), (0xF900, 0xFAFF, HAN),
                (0xFF10, 0xFF19, DIGIT), (0xFF21, 0xFF3A, LETTER), (0xFF41, 0xFF5A, LETTER), (0xFF66, 0xFF9F, HAN),
                (0x1F000, 0x1FAFF, MARK))
-_FROM = np.array([first for first, _, _ in _EXCEPTIONS])
-_TO = np.array([last for _, last, _ in _EXCEPTIONS])
-_KIND = np.array([kind for _, _, kind in _EXCEPTIONS], np.uint8)
+_EXCEPTIONS_TABLE = np.array(_EXCEPTIONS)
 _HAS_EXCEPTIONS = np.zeros(256, bool)
 _HAS_EXCEPTIONS[[chr(point).encode()[0] for first, last, _ in _EXCEPTIONS for point in (first, last)]] = True
 
@@ -75,26 +74,44 @@ def kinds(text: np.ndarray) -> np.ndarray:
     syllables with spaces between words (Hangul), full-width letters. HAN: ideographs and kana. MARK: all else,
     punctuation, symbols and emoji in any script.
     """
-    found = _BY_FIRST_BYTE[text]
-    places = np.flatnonzero(_HAS_EXCEPTIONS[text])
-    if len(places):
-        points = _code_points(text, places)
-        row = np.searchsorted(_FROM, points, "right") - 1
-        other = (row >= 0) & (points <= _TO[row])
-        found[places[other]] = _KIND[row[other]]
+    found = np.empty(len(text), np.uint8)
+    _write_kinds(text, _BY_FIRST_BYTE, _HAS_EXCEPTIONS, _EXCEPTIONS_TABLE, found)
     return found
 
 
-def _code_points(text: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """int64: the code points of the characters of two bytes or more that begin at these places; 0 where one is cut
-    off. Meaningless for what is not UTF-8."""
-    first = text[places].astype(np.int64)
-    length = 2 + (first >= 0xE0) + (first >= 0xF0)
-    points = first & (0xFF >> (length + 1))
-    for step in range(1, 4):
-        at = np.minimum(places + step, len(text) - 1)
-        points = np.where(step < length, points << 6 | text[at] & 0x3F, points)
-    return np.where(places + length <= len(text), points, 0)
+@compiled
+def _write_kinds(text, by_first_byte, has_exceptions, exceptions, found):
+    for i in range(len(text)):
+        found[i] = by_first_byte[text[i]]
+        if has_exceptions[text[i]]:
+            point = _code_point(text, i)
+            for row in range(len(exceptions)):
+                if exceptions[row, 0] <= point <= exceptions[row, 1]:
+                    found[i] = exceptions[row, 2]
+
+
+@compiled
+def _code_point(text, place):
+    """Of the character of two bytes or more that begins there; 0 where it is cut off. Meaningless for what is not
+    UTF-8."""
+    first = np.int64(text[place])
+    length = 2 + np.int64(first >= 0xE0) + np.int64(first >= 0xF0)
+    if place + length > len(text):
+        return np.int64(0)
+    point = first & (0xFF >> (length + 1))
+    for step in range(1, length):
+        point = point << 6 | np.int64(text[place + step]) & 0x3F
+    return point
+
+
+@compiled
+def _divide(found, apart, result):
+    before = INSIDE
+    for i in range(len(found)):
+        if found[i] != INSIDE:
+            if before != INSIDE:
+                result[i] = apart[before, found[i]]
+            before = found[i]
 
 
 def checked(rule: str) -> str:
@@ -121,11 +138,8 @@ def borders(text: np.ndarray, rule: str) -> np.ndarray:
         result = np.zeros(len(text), bool)
         result[divided(text, np.array([0, len(text)]), written_out(rule)).starts[1:-1]] = True
         return result
-    found = kinds(text)
-    starts = np.flatnonzero(found != INSIDE)
     result = np.zeros(len(text), bool)
-    if len(starts) > 1:
-        result[starts[1:]] = RULES[rule][found[starts[:-1]], found[starts[1:]]]
+    _divide(kinds(text), RULES[rule], result)
     return result
 
 

@@ -159,6 +159,8 @@ class Session:
         if self.optimizer.advance_to(step):
             self.record({"step": step, "event": "switch", "optimizer": "muon"})
         self.pace.replan(self.position.step, self.position.cursor)
+        if self.total is not None and self.total != self.display.total:
+            self.display.planned(self.total)
 
     def _step(self, profiler: Profiling | None) -> StepReport | None:
         """One step; None when it was passed over because a value was not finite."""
