@@ -15,7 +15,7 @@ def routing_text(routes: Iterable[Route]) -> str:
     lines = []
     for route in routes:
         pieces = f" in {len(route.pieces)} matrices" if len(route.pieces) > 1 else ""
-        lines.append(f"{route.parameter:36} {str(list(route.shape)):14} {route.group + pieces:28} "
+        lines.append(f"{route.parameter:40} {str(list(route.shape)):14} {route.group + pieces:28} "
                      f"lr x {route.lr_factor:<5g} decay {route.weight_decay:g}")
     return "\n".join(lines)
 
