@@ -91,10 +91,18 @@ def _clear(folder: Path, leftovers: bool) -> None:
 
 
 def _build_whole(folder, sources, tokenizer, options, workers, on_progress) -> None:
-    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
-    try:
+    with becoming(folder) as partial:
         build(partial, sources, tokenizer, options, workers, on_progress)
         check_unchanged(sources)
+
+
+@contextlib.contextmanager
+def becoming(folder: Path) -> Iterator[Path]:
+    """A folder of another name beside `folder`, which takes its place at the end, unless one is there; it does not stay
+    otherwise."""
+    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
+    try:
+        yield partial
         os.chmod(partial, 0o755)
         fsync_path(partial)
         with contextlib.suppress(OSError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,9 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from tokenizer import Tokenizer, TokenizerError, load
 from tokenizer.documents import Piece, ReadOptions, Source
 from tokenizer.piece import PieceTokenizer
-from train.data.cache import cache_folder, check_unchanged, content_key, identity, locked
+from train.data.cache import becoming, cache_folder, check_unchanged, content_key, identity, locked
 from train.data.sample import training_sample
-from train.files import fsync_path
 
 if TYPE_CHECKING:
     from tokenizer.train import Progress, Settings
@@ -92,15 +90,7 @@ def _train_whole(folder: Path, recipe: Recipe, on_progress: OnProgress) -> Token
     work = folder.with_suffix(".work")
     work.mkdir(exist_ok=True)
     trained = PieceTokenizer(train_vocabulary(sample(), recipe.settings, work, on_progress, corpus=folder.name))
-    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
-    try:
+    with becoming(folder) as partial:
         trained.save(partial)
-        os.chmod(partial, 0o755)
-        fsync_path(partial)
-        with contextlib.suppress(OSError):
-            os.rename(partial, folder)
-        fsync_path(folder.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(work, ignore_errors=True)
     return trained
