@@ -249,7 +249,11 @@ def main(argv: list[str] | None = None, ask: Callable[..., dict] = ask) -> int:
         return 130
     if "error" in answer:
         return fail(answer["error"])
-    print(_told(answer))
+    try:
+        print(_told(answer), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 
