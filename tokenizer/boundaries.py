@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tokenizer.compiled import compiled
 from tokenizer.interface import TokenizerError
 from tokenizer.patterns import PREFIX, divided, is_pattern, written_out
 
@@ -74,44 +73,10 @@ def kinds(text: np.ndarray) -> np.ndarray:
     syllables with spaces between words (Hangul), full-width letters. HAN: ideographs and kana. MARK: all else,
     punctuation, symbols and emoji in any script.
     """
+    from tokenizer.border_loops import write_kinds  # Numba: not before text is to be cut
     found = np.empty(len(text), np.uint8)
-    _write_kinds(text, _BY_FIRST_BYTE, _HAS_EXCEPTIONS, _EXCEPTIONS_TABLE, found)
+    write_kinds(text, _BY_FIRST_BYTE, _HAS_EXCEPTIONS, _EXCEPTIONS_TABLE, found)
     return found
-
-
-@compiled
-def _write_kinds(text, by_first_byte, has_exceptions, exceptions, found):
-    for i in range(len(text)):
-        found[i] = by_first_byte[text[i]]
-        if has_exceptions[text[i]]:
-            point = _code_point(text, i)
-            for row in range(len(exceptions)):
-                if exceptions[row, 0] <= point <= exceptions[row, 1]:
-                    found[i] = exceptions[row, 2]
-
-
-@compiled
-def _code_point(text, place):
-    """Of the character of two bytes or more that begins there; 0 where it is cut off. Meaningless for what is not
-    UTF-8."""
-    first = np.int64(text[place])
-    length = 2 + np.int64(first >= 0xE0) + np.int64(first >= 0xF0)
-    if place + length > len(text):
-        return np.int64(0)
-    point = first & (0xFF >> (length + 1))
-    for step in range(1, length):
-        point = point << 6 | np.int64(text[place + step]) & 0x3F
-    return point
-
-
-@compiled
-def _divide(found, apart, result):
-    before = INSIDE
-    for i in range(len(found)):
-        if found[i] != INSIDE:
-            if before != INSIDE:
-                result[i] = apart[before, found[i]]
-            before = found[i]
 
 
 def checked(rule: str) -> str:
@@ -138,8 +103,9 @@ def borders(text: np.ndarray, rule: str) -> np.ndarray:
         result = np.zeros(len(text), bool)
         result[divided(text, np.array([0, len(text)]), written_out(rule)).starts[1:-1]] = True
         return result
+    from tokenizer.border_loops import mark_borders
     result = np.zeros(len(text), bool)
-    _divide(kinds(text), RULES[rule], result)
+    mark_borders(kinds(text), INSIDE, RULES[rule], result)
     return result
 
 
