@@ -219,6 +219,14 @@ LAYERS = [
                causal=(True, False), window=(None, 6)),
 ]
 
+MIXED = (Input("1", positive), Input("1", normal), Input("3 3", normal), Input("3 3", normal))
+LAYERS += [
+    Case("talking_heads", lambda *given: ops.talking_heads(given[0], 3, *given[1:]),
+         lambda *given: references.talking_heads(*given, heads=3), (Input("b t 9*e", normal), *MIXED), TOKENS),
+    Case("talking_heads_documents", lambda *given: ops.talking_heads(given[0], 3, *given[1:]),
+         lambda *given: references.talking_heads(*given, heads=3), (Input("b t 9*e", normal), *MIXED, DOCUMENTS), TOKENS),
+]
+
 ROUTED = {"b": (1, 2, 8), "t": (1, 9, 256), "e": (2, 6, 8)}
 ROUTING = {"k": (2, 1), "score": ("softmax", "sigmoid"), "normalised": (True, False)}
 EXPERTS = {**ROUTED, "e": (1, 5, 8), "k": (1, 3, 2), "d": (1, 40, 256), "f": (1, 24, 256)}

@@ -74,6 +74,19 @@ def packed_attention(qkv, q_gain=None, k_gain=None, cos=None, sin=None, doc_star
     return attend(q, k, v, doc_start, **options).reshape(batch, tokens, heads * dim)
 
 
+def talking_heads(qkv, reach, offset, before, after, doc_start=None, *, heads):
+    """engine.ops.talking_heads, the mixing as einsum."""
+    batch, tokens, width = qkv.shape
+    q, k, v = (part.view(batch, tokens, heads, -1).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+    position = torch.arange(tokens, device=qkv.device)
+    distance = position[:, None] - position
+    scores = q @ k.transpose(-1, -2) / math.sqrt(width // (3 * heads)) / (1 + reach * distance.clamp(min=0))
+    scores = torch.einsum("gh,bhij->bgij", before, scores - offset * (distance > 0))
+    weights = scores.masked_fill(~visible(tokens, doc_start).to(qkv.device), float("-inf")).softmax(-1)
+    out = torch.einsum("gh,bhij->bgij", after, weights) @ v
+    return out.transpose(1, 2).reshape(batch, tokens, -1)
+
+
 def swiglu(h: torch.Tensor) -> torch.Tensor:
     gate, up = h.chunk(2, dim=-1)
     return F.silu(gate) * up

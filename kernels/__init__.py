@@ -74,6 +74,16 @@ attention = Kernel("attention", """Attention on a packed projection, with option
     out (B, T, H D); lse (B, H, T): log-sum-exp of the scores, natural logarithm
     """)
 
+talking_heads = Kernel("talking_heads", """Causal attention that mixes its heads before and after the softmax.
+
+    forward(qkv, n_heads, reach, offset, before, after, doc_start=None) -> out, lse
+    backward(dout, lse, qkv, <the same arguments>) -> dqkv, dreach, doffset, dbefore, dafter
+    qkv (B, T, 3 H D): queries of H heads, keys, values; reach and offset (1,); before and after (H, H)
+    s_h = q_h . k_h / sqrt(D) / (1 + reach (i - j)) - offset [j < i];  p = softmax_j(before s);  out = (after p) v
+    Talking heads: arXiv 2003.02436. doc_start as in `attention`. out (B, T, H D); lse (B, H, T): log-sum-exp of the
+    mixed scores.
+    """)
+
 linear_cross_entropy = Kernel("linear_cross_entropy", """Cross-entropy of the logits x W^T: see cross_entropy.
 
     forward(x, weight, targets, normalizer, ignore_index=-100, with_gradient=True, z_loss=0.0, softcap=None, into=None)

@@ -6,13 +6,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from models.run_folder import checkpoints, latest_checkpoint
 from train import pretrain
+from train.asking import ask
 from train.config import Config
+from train.control import Control
 from train.loop import Loop
 from train.metrics import read_metrics
 
@@ -29,6 +33,7 @@ TINY = ["--tokenizer", "bytes", "--seq-len", "16", "--batch-tokens", "128", "--s
 SIGNALLED = """
 import os, sys
 from train import pretrain
+from train.asking import ask
 from train.loop import Loop
 from train.command import run_command
 at, signals = int(sys.argv[1]), [int(number) for number in sys.argv[2].split(",")]
@@ -204,5 +209,33 @@ def test_everything_at_once_is_resumed_exactly(text, tmp_path):
     for at in ("13", "22"):
         again = ["--out", str(out), "--resume"] if out.exists() else everything(out)
         subprocess.run([sys.executable, "-c", SIGNALLED, at, "9", *again], cwd=ROOT, capture_output=True)
+    assert pretrain.main(["--out", str(out), "--resume"]) == 0
+    assert_same_end(out, whole)
+
+
+def test_a_steered_run_is_resumed_exactly(text, tmp_path, monkeypatch):
+    """What a kill after step 14 leaves, whose checkpoint is of step 10, with changes before and after that."""
+    told = {4: ("set", {"lr": "1e-4", "over": 12}), 6: ("set", {"batch_tokens": "64"}), 8: ("set", {"seq_len": "8"}),
+            12: ("undo", {}), 13: ("set", {"eval_every": "3"})}
+    whole, out, requests, turns, replies = tmp_path / "whole", tmp_path / "run", Control.requests, count(), []
+
+    def steered(ear):
+        turn = next(turns)
+        if turn == 14:
+            shutil.copytree(whole, out, ignore=shutil.ignore_patterns("control.*"))
+        if turn not in told:
+            return requests(ear)
+        threading.Thread(target=lambda: replies.append(ask(whole, *told[turn], 20.0))).start()
+        return [ear._requests.get(timeout=20.0)]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Control, "requests", steered)
+        assert pretrain.main([*flags(text, whole), "--set", "data.window=128", "--set", "run.log_every=1"]) == 0
+    assert len(replies) == len(told) and not any("error" in reply for reply in replies)
+    rows = read_metrics(whole / "metrics.jsonl")
+    changes = [(row["step"], row["key"]) for row in rows if row.get("event") == "set"]
+    assert changes == [(5, "lr"), (7, "batch_tokens"), (9, "seq_len"), (14, "eval_every")]
+    assert {(row["batch_tokens"], row["seq_len"]) for row in rows if "loss" in row} == {(128, 16), (64, 16), (64, 8)}
+    assert latest_checkpoint(out).name == "step-000010"
     assert pretrain.main(["--out", str(out), "--resume"]) == 0
     assert_same_end(out, whole)

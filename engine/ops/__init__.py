@@ -16,6 +16,7 @@ from .probability import cross_entropy, log_softmax, logsumexp, softmax
 from .product import matmul
 from .reduction import amax, amin, argmax, argmin, max, mean, min, sum, var
 from .sequence import causal_attention, rope, swiglu
+from .talking_heads import talking_heads
 from .unary import abs, clamp, exp, gelu, log, neg, relu, relu_squared, sigmoid, silu, sqrt, tanh
 
 attach()
@@ -27,5 +28,5 @@ __all__ = [
     "linear_cross_entropy", "log", "log_softmax", "logical_not", "logsumexp", "lt", "matmul", "max", "maximum",
     "mean", "min", "minimum", "mul", "ne", "neg", "permute", "pow", "relu", "relu_squared", "reshape", "rms_norm",
     "rms_norm_linear", "rope", "route", "sigmoid", "silu", "softmax", "split", "sqrt", "squeeze", "stack", "sub", "sum",
-    "swiglu", "swiglu_linear", "tanh", "to", "transpose", "unbind", "unsqueeze", "var", "view", "where",
+    "swiglu", "swiglu_linear", "talking_heads", "tanh", "to", "transpose", "unbind", "unsqueeze", "var", "view", "where",
 ]

@@ -162,7 +162,7 @@ def attention(qkv: Tensor, n_heads: int, n_kv_heads: int, rope: tuple[torch.Tens
         expect("attention", "sin", sin, (positions, pairs), kind)
     if doc_start is not None:
         expect("attention", "doc_start", doc_start, (batch, tokens), torch.int32)
-        _check_doc_start(doc_start)
+        check_doc_start("attention", doc_start)
     if window is not None and window < 1:
         raise UserError(f"attention: window must be at least 1, the query's own key, got {window}")
     if alibi is not None:
@@ -174,14 +174,14 @@ def attention(qkv: Tensor, n_heads: int, n_kv_heads: int, rope: tuple[torch.Tens
                            doc_start=doc_start, causal=causal, window=window, alibi=alibi, softcap=softcap)
 
 
-def _check_doc_start(doc_start: torch.Tensor) -> None:
+def check_doc_start(name: str, doc_start: torch.Tensor) -> None:
     """Raise unless each row is 0 <= doc_start[i] <= i and never decreases; on a GPU that would mean waiting."""
     if doc_start.device.type != "cpu":
         return
     array = doc_start.numpy()
     position = np.arange(array.shape[1])
     if (array < 0).any() or (array > position).any() or (array[:, 1:] < array[:, :-1]).any():
-        raise UserError("attention: doc_start must never decrease along a row nor point below 0 or past its own token")
+        raise UserError(f"{name}: doc_start must never decrease along a row nor point below 0 or past its own token")
 
 
 class LinearCrossEntropy(Op):
