@@ -26,16 +26,15 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
-import time
 from argparse import Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from rich.console import Console
 
+from bench.record import machine, write_results
 from bench.side_by_side import available_cores
 from bench.tokenization_contest import ROOT, SLOW, Contest, ContestantError, Corpus, make_corpus
 from bench.tokenization_goals import (PROJECTED_BYTES, PROJECTED_MEMORY, compression_table, goals, projected_memory,
@@ -50,7 +49,6 @@ from train.command import Parser, run_command
 SECTIONS = ("train", "encode", "decode", "compression", "adversarial", "projection", "model")
 VALIDATION_BYTES = 400_000
 TABLE_WIDTH = 140
-RESULTS = Path(__file__).parent / "results"
 
 
 def parse(argv: list[str] | None) -> Namespace:
@@ -144,18 +142,6 @@ def measure(arguments: Namespace, folder: Path, say) -> dict:
     return results
 
 
-def machine(threads: int) -> dict:
-    """What ran this, for the file of results."""
-    model = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return {"cpu": model, "cores": available_cores(), "training_threads": threads, "python": platform.python_version(),
-            "system": platform.platform(), "date": time.strftime("%Y-%m-%d")}
-
-
 def training(contest: Contest, corpus: Corpus) -> dict[str, dict]:
     """What each trainer cost; "ours/small" is ours on the text of the slow ones."""
     results = {}
@@ -240,11 +226,7 @@ def main(argv: list[str] | None = None) -> int:
                                                       for kind, ratio in results["two_processes"].items()))
     print(json.dumps(results))
     if arguments.write:
-        RESULTS.mkdir(exist_ok=True)
-        name = f"tokenization-{results['machine']['date']}"
-        (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
-        plot(results, RESULTS / f"{name}.png")
-        console.print(f"written: {RESULTS / name}.json and .png")
+        console.print(write_results("tokenization", results, lambda path: plot(results, path)))
     return 0
 
 
