@@ -152,6 +152,7 @@ FEED_FORWARD = {"b": (1, 3, 8), "t": (1, 9, 512), "f": (1, 40, 512), "o": (1, 30
 GAINS = (Input("2*e", positive), Input("2*e", positive))
 ANGLES = (Input("t e", cosine, gradient=False), Input("t e", sine, gradient=False))
 DOCUMENTS = Input("b t", document_starts, gradient=False)
+DISTANCE = (Input("1", positive), Input("1", normal))
 
 
 def _attention(name: str, extra: tuple[Input, ...], *arguments: str, **options: tuple) -> Case:
@@ -164,6 +165,8 @@ def _attention(name: str, extra: tuple[Input, ...], *arguments: str, **options: 
         given = dict(zip(arguments, values))
         if "cos" in given:
             given["rope"] = given.pop("cos"), given.pop("sin")
+        if "reach" in given:
+            given["distance"] = given.pop("reach"), given.pop("offset")
         return ops.attention(qkv, *heads, **given, **slopes(alibi, heads), **options)
 
     def theirs(qkv, *values, heads, alibi=False, **options):
@@ -217,9 +220,13 @@ LAYERS = [
     _attention("attention_window", (), window=(4, 1, 100), causal=(True, False)),
     _attention("attention_scores", (DOCUMENTS,), "doc_start", alibi=(True, False), softcap=(1.5, 5.0),
                causal=(True, False), window=(None, 6)),
+    _attention("attention_distance", DISTANCE, "reach", "offset", alibi=(False, True), causal=(True, False),
+               softcap=(None, 1.5)),
+    _attention("attention_distance_norm", (*GAINS, *DISTANCE, DOCUMENTS), "q_gain", "k_gain", "reach", "offset",
+               "doc_start"),
 ]
 
-MIXED = (Input("1", positive), Input("1", normal), Input("3 3", normal), Input("3 3", normal))
+MIXED = (*DISTANCE, Input("3 3", normal), Input("3 3", normal))
 LAYERS += [
     Case("talking_heads", lambda *given: ops.talking_heads(given[0], 3, *given[1:]),
          lambda *given: references.talking_heads(*given, heads=3), (Input("b t 9*e", normal), *MIXED), TOKENS),

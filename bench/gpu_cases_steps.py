@@ -107,13 +107,15 @@ SAMPLING = [
 
 
 def _decode_attention(name: str, heads: int, key_heads: int, dim: int, with_alibi: bool = False,
-                      **settings: float) -> GpuCase:
+                      with_distance: bool = False, **settings: float) -> GpuCase:
     alibi = {"alibi": Buffer("h", positive, torch.float32)} if with_alibi else {}
+    distance = {"reach": Buffer("1", positive), "offset": Buffer("1", positive)} if with_distance else {}
     return GpuCase(
         name, {"q": Buffer("b h e"), "keys": Buffer("b t k e"), "values": Buffer("b t k e"),
-               "lengths": Buffer("b", _nearly_full, torch.int32), **alibi},
+               "lengths": Buffer("b", _nearly_full, torch.int32), **alibi, **distance},
         lambda b: kernels.decode_attention.forward(b.q, b.keys, b.values, b.lengths, **settings,
-                                                   alibi=getattr(b, "alibi", None)), None,
+                                                   alibi=getattr(b, "alibi", None),
+                                                   distance=(b.reach, b.offset) if with_distance else None), None,
         {"b": 16, "t": 4096, "h": heads, "k": key_heads, "e": dim},
         traffic=lambda n, size: (2 * n.b * min(n.t, settings.get("window", n.t)) * n.k * n.e * size, 0),
     )
@@ -127,6 +129,7 @@ DECODING = [
     _decode_attention("decode_attention", 6, 6, 128),
     _decode_attention("decode_attention_grouped", 32, 8, 64, with_alibi=True, window=1024, softcap=20.0),
     _decode_attention("decode_attention_wide", 8, 1, 256),
+    _decode_attention("decode_attention_distance", 12, 12, 128, with_distance=True),
 ]
 
 STEPS = {case.name: case for case in [*OPTIMIZER, *MUON, *SAMPLING, *DECODING]}

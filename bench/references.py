@@ -31,13 +31,13 @@ def visible(tokens: int, doc_start: torch.Tensor | None = None, causal: bool = T
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, doc_start: torch.Tensor | None = None,
            causal: bool = True, window: int | None = None, alibi: torch.Tensor | None = None,
-           softcap: float | None = None) -> torch.Tensor:
+           softcap: float | None = None, distance: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
     """Grouped-query attention of q (B, T, H, D), k and v (B, T, K, D)."""
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     tokens, grouped = q.shape[2], {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
-    if alibi is not None or softcap is not None:
+    if alibi is not None or softcap is not None or distance is not None:
         seen = visible(tokens, doc_start, causal, window).to(q.device)
-        return _attend_by_hand(q, k, v, seen, alibi, softcap).transpose(1, 2)
+        return _attend_by_hand(q, k, v, seen, alibi, softcap, distance).transpose(1, 2)
     if doc_start is None and window is None:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, **grouped)
     else:
@@ -46,22 +46,25 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, doc_start: torch.T
     return out.transpose(1, 2)
 
 
-def _attend_by_hand(q, k, v, seen, alibi, softcap):
+def _attend_by_hand(q, k, v, seen, alibi, softcap, distance):
     """As gemma-2 and the ALiBi paper write it: softmax of the masked scores in float32 at least."""
     k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
     scores = (q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
+    position = torch.arange(q.shape[2], device=q.device)
+    away = position[:, None] - position
+    if distance is not None:
+        reach, offset = distance
+        scores = scores / (1 + reach * away.abs()) - offset * (away > 0)
     if alibi is not None:
-        position = torch.arange(q.shape[2])
-        distance = (position[:, None] - position).abs()
-        scores = scores - alibi.to(scores.dtype)[:, None, None] * distance
+        scores = scores - alibi.to(scores.dtype)[:, None, None] * away.abs()
     scores = scores.masked_fill(~seen, float("-inf"))
     return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype) @ v
 
 
-def packed_attention(qkv, q_gain=None, k_gain=None, cos=None, sin=None, doc_start=None, *, heads, key_heads,
-                     **options):
+def packed_attention(qkv, q_gain=None, k_gain=None, cos=None, sin=None, doc_start=None, reach=None, offset=None, *,
+                     heads, key_heads, **options):
     """engine.ops.attention."""
     batch, tokens, width = qkv.shape
     dim = width // (heads + 2 * key_heads)
@@ -71,7 +74,8 @@ def packed_attention(qkv, q_gain=None, k_gain=None, cos=None, sin=None, doc_star
         q, k = F.rms_norm(q, (dim,), q_gain, 1e-6), F.rms_norm(k, (dim,), k_gain, 1e-6)
     if cos is not None:
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-    return attend(q, k, v, doc_start, **options).reshape(batch, tokens, heads * dim)
+    distance = None if reach is None else (reach, offset)
+    return attend(q, k, v, doc_start, distance=distance, **options).reshape(batch, tokens, heads * dim)
 
 
 def talking_heads(qkv, reach, offset, before, after, doc_start=None, *, heads):

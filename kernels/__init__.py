@@ -62,12 +62,13 @@ feed_forward = Kernel("feed_forward", """y = x + (silu(gate) * up) W_down^T, [ga
 attention = Kernel("attention", """Attention on a packed projection, with optional QK-norm and RoPE.
 
     forward(qkv, n_heads, n_kv_heads, cos, sin, q_gain, k_gain, eps, doc_start,
-            causal=True, window=None, alibi=None, softcap=None) -> out, lse
-    backward(dout, out, lse, qkv, <the same arguments>) -> dqkv, dq_gain, dk_gain
+            causal=True, window=None, alibi=None, softcap=None, distance=None) -> out, lse
+    backward(dout, out, lse, qkv, <the same arguments>) -> dqkv, dq_gain, dk_gain, dreach, doffset
     qkv (B, T, (H + 2 K) D): queries of H heads, keys of K, values of K; head h reads key head h // (H / K)
     cos, sin (>= T, R / 2), R <= D, or None: rotates features (i, i + R/2) of the first R (arXiv 2104.09864);
     gains (D) or None: RMS norm of queries and keys per head, before the rotation.
-    Scores s = q . k / sqrt(D) become softcap tanh(s / softcap), then s - alibi |i - j|, slopes float32 (H).
+    Scores s = q . k / sqrt(D) become softcap tanh(s / softcap), then s / (1 + reach |i - j|), then less alibi |i - j|,
+    slopes float32 (H), and less offset if j < i; distance is (reach, offset), each (1), or None.
     Query i sees key j if j <= i or not `causal`, |i - j| < window, and neither lies before what the other sees:
     doc_start int32 (B, T) or None, never decreasing, is the first position in the row that a token may see. A token
     whose doc_start lies past it sees nothing: its output is 0, its lse -inf, and it gets no gradient.
@@ -213,10 +214,11 @@ experts = Kernel("experts", """y[t] = (residual[t] +) sum over c of gates[t, c] 
 
 decode_attention = Kernel("decode_attention", """Attention of the newest token of each sequence, over its cache.
 
-    forward(q, k_cache, v_cache, lengths, window=None, alibi=None, softcap=None) -> out
+    forward(q, k_cache, v_cache, lengths, window=None, alibi=None, softcap=None, distance=None) -> out
     q and out (B, H, D), k_cache and v_cache (B, capacity, K, D), contiguous; lengths int32 (B): tokens in the cache,
     the newest included; head h reads key head h // (H / K). Scores are scaled by 1 / sqrt(D). A length of 0 gives 0.
-    The other arguments are those of `attention`: window in tokens, the newest included; alibi float32 (H).
+    The other arguments are those of `attention`: window in tokens, the newest included; alibi float32 (H); distance
+    (reach, offset), each (1).
     """)
 
 sampling = Kernel("sampling", """From logits to the next token.

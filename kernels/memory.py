@@ -83,6 +83,11 @@ def copy(tensor: torch.Tensor) -> torch.Tensor:
     return empty_like(tensor).copy_(tensor)
 
 
+def free_bytes() -> int:
+    """Bytes of pooled blocks that wait to be used again."""
+    return sum(size * len(blocks) for size, blocks in _free.items())
+
+
 def release() -> None:
     """Give every unused block back to the operating system."""
     _free.clear()

@@ -14,11 +14,10 @@ import torch
 import kernels
 from engine import Parameter, Tensor, ops
 from models.config import ModelConfig
-from models.rotary import rotary_table
 
 
 class KVCache:
-    """Keys (normed and rotated) and values of one sequence, for every layer.
+    """Keys (as scores take them) and values of one sequence, for every layer.
 
     Args:
         config: of the model; the cache holds `max_seq_len` tokens.
@@ -31,43 +30,76 @@ class KVCache:
         dtype = getattr(torch, config.dtype)
         shape = (config.n_layers, 2, config.n_kv_heads, config.max_seq_len, config.head_dim)
         self.store = torch.empty(shape, dtype=dtype).numpy()
-        cos, sin = rotary_table(config.max_seq_len, config.head_dim, config.rope_base, dtype)
-        self.cos, self.sin = cos.numpy()[:, None], sin.numpy()[:, None]
         self.capacity = config.max_seq_len
         self.length = 0
 
-    def attend(self, layer: int, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """Puts k and v at the end of the layer's part, and lets every new token see all up to itself.
-
-        Args:
-            q: [T, H, D], normed but not rotated; k, v: [T, K, D].
-        Returns:
-            [T, H D].
-        """
-        new, n_heads, head_dim = q.shape
-        start, stop = self.length, self.length + new
+    def put(self, layer: int, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Puts k and v [T, K, D] at the end of the layer's part; returns all it has, [K, S, D] each."""
+        start, stop = self.length, self.length + len(k)
         keys, values = self.store[layer]
-        cos, sin = self.cos[start:stop], self.sin[start:stop]
-        keys[:, start:stop] = rotate(k, cos, sin).swapaxes(0, 1)
+        keys[:, start:stop] = k.swapaxes(0, 1)
         values[:, start:stop] = v.swapaxes(0, 1)
+        return keys[:, :stop], values[:, :stop]
 
-        group = n_heads // len(keys)
-        queries = rotate(q, cos, sin) * q.dtype.type(head_dim**-0.5)
-        queries = queries.reshape(new, len(keys), group, head_dim).transpose(1, 2, 0, 3)
-        queries = queries.reshape(len(keys), group * new, head_dim)
-        scores = np.matmul(queries, keys[:, :stop].swapaxes(1, 2))
-        if new > 1:
-            hidden = np.arange(stop) > np.arange(start, stop)[:, None]
-            scores.reshape(len(keys), group, new, stop)[..., hidden] = -np.inf
-        scores -= scores.max(axis=-1, keepdims=True)
-        np.exp(scores, out=scores)
-        scores /= scores.sum(axis=-1, keepdims=True)
-        mixed = np.matmul(scores, values[:, :stop])
-        return mixed.reshape(n_heads, new, head_dim).swapaxes(0, 1).reshape(new, n_heads * head_dim)
+
+class InputCache:
+    """What each layer's attention was given, for every layer: its keys and values are made of that when they are wanted.
+
+    EL-attention (arXiv 2105.04779): d_model numbers for a token and layer in place of its keys and values.
+
+    Attributes:
+        length: tokens that every layer has seen.
+    """
+
+    def __init__(self, config: ModelConfig):
+        self.store = torch.empty((config.n_layers, config.max_seq_len, config.d_model),
+                                 dtype=getattr(torch, config.dtype)).numpy()
+        self.capacity = config.max_seq_len
+        self.length = 0
+
+    def put(self, layer: int, x: np.ndarray) -> np.ndarray:
+        """Puts x [T, d_model] at the end of the layer's part; returns all it has, [S, d_model]."""
+        stop = self.length + len(x)
+        self.store[layer, self.length: stop] = x
+        return self.store[layer, :stop]
+
+
+CACHES: dict[str, type] = {"keys": KVCache, "inputs": InputCache}
+"""What a decoder can keep of a text on the CPU."""
+
+
+def attend(q: np.ndarray, keys: np.ndarray, values: np.ndarray, shape=None) -> np.ndarray:
+    """Attention of the newest tokens: each sees all up to itself.
+
+    Args:
+        q: [T, H, D]; keys, values: [K, S, D].
+        shape: what becomes of the scores [H, T, S] before the softmax.
+    Returns:
+        [T, H D].
+    """
+    new, n_heads, head_dim = q.shape
+    stop, group = keys.shape[1], n_heads // len(keys)
+    queries = (q * q.dtype.type(head_dim**-0.5)).reshape(new, len(keys), group, head_dim).transpose(1, 2, 0, 3)
+    queries = queries.reshape(len(keys), group * new, head_dim)
+    scores = np.matmul(queries, keys.swapaxes(1, 2)).reshape(n_heads, new, stop)
+    weights = softmax(scores if shape is None else shape(scores))
+    mixed = np.matmul(weights.reshape(len(keys), group * new, stop), values)
+    return mixed.reshape(n_heads, new, head_dim).swapaxes(0, 1).reshape(new, n_heads * head_dim)
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """Of scores [H, T, S] of the newest T of S tokens along the last dimension, up to each token itself; in place."""
+    new, stop = scores.shape[1:]
+    if new > 1:
+        scores[:, np.arange(stop) > np.arange(stop - new, stop)[:, None]] = -np.inf
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    scores /= scores.sum(axis=-1, keepdims=True)
+    return scores
 
 
 class DeviceCache:
-    """Keys (normed and rotated) and values of one sequence on a GPU, for every layer.
+    """Keys (as scores take them) and values of one sequence on a GPU, for every layer.
 
     Attributes:
         length: tokens that every layer has seen.
@@ -80,24 +112,33 @@ class DeviceCache:
         self.capacity = config.max_seq_len
         self.length = 0
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def put(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Puts k and v [1, T, K, D] at the end of the layer's part; returns all it has, [1, S, K, D] each."""
+        start, stop = self.length, self.length + k.shape[1]
+        keys, values = self.store[layer]
+        keys[:, start:stop].copy_(k.data)
+        values[:, start:stop].copy_(v.data)
+        return Tensor(keys[:, :stop]), Tensor(values[:, :stop])
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
         """Puts k and v at the end of the layer's part, and lets every new token see all up to itself.
 
         Args:
             q: [1, T, H, D], k and v [1, T, K, D], normed and rotated; T is 1, or the cache is empty.
+            options: of `ops.attention` that shape the scores.
         Returns:
             [1, T, H D].
         """
         new, n_heads, head_dim = q.shape[1:]
-        keys, values = self.store[layer]
-        part = slice(self.length, self.length + new)
-        keys[:, part].copy_(k.data)
-        values[:, part].copy_(v.data)
+        self.put(layer, k, v)
         if new > 1:
             packed = ops.cat([t.reshape(1, new, -1) for t in (q, k, v)], -1)
-            return ops.attention(packed, n_heads, k.shape[2])
-        self.lengths.fill_(part.stop)
-        mixed = kernels.decode_attention.forward(q.data.reshape(1, n_heads, head_dim), keys, values, self.lengths)
+            return ops.attention(packed, n_heads, k.shape[2], **options)
+        self.lengths.fill_(self.length + new)
+        if "distance" in options:
+            options = {**options, "distance": tuple(number.data for number in options["distance"])}
+        mixed = kernels.decode_attention.forward(q.data.reshape(1, n_heads, head_dim), *self.store[layer],
+                                                 self.lengths, **options)
         return Tensor(mixed.view(1, 1, n_heads * head_dim))
 
 
@@ -117,9 +158,3 @@ def silu(x: np.ndarray) -> np.ndarray:
     half = x.dtype.type(0.5)
     return half * x * (1 + np.tanh(half * x))
 
-
-def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-    """Rotates features i and i + D/2 of x [T, H, D] by the angles of cos, sin [T, 1, D/2] (arXiv 2104.09864)."""
-    half = x.shape[-1] // 2
-    a, b = x[..., :half], x[..., half:]
-    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)

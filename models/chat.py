@@ -83,7 +83,8 @@ def main(argv: list[str] | None = None) -> int:
     def talk() -> None:
         sampling = sampling_from(arguments)
         path = Path(arguments.run) if arguments.run else last_run()
-        chat(load_run(path, arguments.checkpoint), arguments.tokens, sampling, arguments.seed)
+        run = load_run(path, arguments.checkpoint, settings=arguments.settings)
+        chat(run, arguments.tokens, sampling, arguments.seed)
 
     return exit_code(talk)
 

@@ -1,34 +1,21 @@
-"""The decoder: embedding, layers of attention and feed-forward with a norm before each, norm, head."""
+"""The decoder: embedding, layers of attention and feed-forward, norm, head."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from engine import Dropout, Embedding, Linear, Module, Parameter, RMSNorm, Tensor, UserError, ops, recompute
-from models import parts
-from models.cache import DeviceCache, KVCache, project, rms_norm
+from models import positions
+from models.affine import affine
+from models.cache import DeviceCache, KVCache, project
 from models.config import ModelConfig
 from models.initialise import initialise
-
-
-class Layer(Module):
-    """One attention part and one feed-forward part; both add to the residual stream themselves."""
-
-    def __init__(self, config: ModelConfig):
-        self.attention = parts.attention(config)
-        self.feed_forward = parts.feed_forward(config)
-
-    def forward(self, x: Tensor, doc_start: torch.Tensor | None = None) -> Tensor:
-        return self.feed_forward(self.attention(x, doc_start), doc_start)
-
-    def step(self, x: np.ndarray, cache: KVCache, layer: int) -> np.ndarray:
-        return self.feed_forward.step(self.attention.step(x, cache, layer), cache, layer)
-
-    def decode(self, x: Tensor, cache: DeviceCache, layer: int) -> Tensor:
-        return self.feed_forward(self.attention.decode(x, cache, layer))
+from models.layer import new_layer
+from models.norms import normed
 
 
 class Decoder(Module):
@@ -42,10 +29,13 @@ class Decoder(Module):
     def __init__(self, config: ModelConfig, seed: int | None = 0):
         self.config = config
         self.embedding = Embedding(config.vocab_size, config.d_model)
+        self.embedding_affine = affine(config, math.sqrt(config.d_model))
+        self.position = positions.in_stream(config)
         self.dropout = Dropout(config.dropout)
-        self.layers = [Layer(config) for _ in range(config.n_layers)]
-        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.layers = [new_layer(config) for _ in range(config.n_layers)]
+        self.norm = RMSNorm(config.d_model, config.norm_eps) if config.final_norm else None
         self.head = None if config.tie_embeddings else Linear(config.d_model, config.vocab_size)
+        self.head_affine = affine(config)
         dtype = getattr(torch, config.dtype)
         for parameter in self.parameters():
             parameter.data = parameter.data.to(dtype)
@@ -60,7 +50,7 @@ class Decoder(Module):
     def _stream(self, ids: torch.Tensor, doc_start: torch.Tensor | None) -> Tensor:
         if ids.ndim != 2 or not 1 <= ids.shape[1] <= self.config.max_seq_len:
             raise UserError(f"ids must be [batch, 1 to max_seq_len {self.config.max_seq_len}]: got {list(ids.shape)}")
-        x = self.embedding(ids)
+        x = self._embedded(ids, doc_start, 0)
         if self.training and self.config.dropout:
             x = self.dropout(x)
         for layer in self.layers:
@@ -70,13 +60,30 @@ class Decoder(Module):
                 x = layer(x, doc_start)
         return x
 
+    def _embedded(self, ids: torch.Tensor, doc_start: torch.Tensor | None, first: int) -> Tensor:
+        x = self.embedding(ids)
+        if self.embedding_affine is not None:
+            x = self.embedding_affine(x)
+        return x if self.position is None else self.position(x, doc_start, first)
+
     def hidden(self, ids: torch.Tensor, doc_start: torch.Tensor | None = None) -> Tensor:
         """ids int64 [B, T], doc_start int32 [B, T] or None -> what the head sees, [B, T, d_model]."""
-        return self.norm(self._stream(ids, doc_start))
+        return self._before_head(self._stream(ids, doc_start))
+
+    def _before_head(self, x: Tensor) -> Tensor:
+        """The head's Affine is taken here, before its matrix: its bias would add the same to all logits, which changes
+        no probability."""
+        x = x if self.norm is None else self.norm(x)
+        return x if self.head_affine is None else self.head_affine.scaled(x)
 
     def forward(self, ids: torch.Tensor, doc_start: torch.Tensor | None = None) -> Tensor:
         """-> logits [B, T, vocab_size]; arguments as for `hidden`."""
-        return ops.rms_norm_linear(self._stream(ids, doc_start), self.norm.gain, self.output, self.config.norm_eps)
+        return self._logits(self._stream(ids, doc_start))
+
+    def _logits(self, x: Tensor) -> Tensor:
+        if self.norm is not None and self.head_affine is None:
+            return ops.rms_norm_linear(x, self.norm.gain, self.output, self.config.norm_eps)
+        return ops.linear(self._before_head(x), self.output)
 
     def loss(self, ids: torch.Tensor, targets: torch.Tensor, doc_start: torch.Tensor | None = None,
              normalizer: float | None = None) -> Tensor:
@@ -93,10 +100,15 @@ class Decoder(Module):
         """Logits [vocab_size] after the new tokens `ids`, which join the cache. No graph, no dropout."""
         _need_room(cache, len(ids))
         x = self.embedding.weight.data.numpy()[np.asarray(ids, dtype=np.int64)]
+        if self.embedding_affine is not None:
+            x = self.embedding_affine.step(x)
+        if self.position is not None:
+            x = self.position.step(x, cache.length)
         for index, layer in enumerate(self.layers):
             x = layer.step(x, cache, index)
         cache.length += len(ids)
-        return project(rms_norm(x[-1:], self.norm.gain, self.config.norm_eps), self.output)[0]
+        x = normed(self.norm, x[-1:])
+        return project(x if self.head_affine is None else self.head_affine.step(x, biased=False), self.output)[0]
 
     def decode(self, ids: torch.Tensor, cache: DeviceCache) -> Tensor:
         """`step` on a GPU, the logits [1, vocab_size] staying there.
@@ -105,11 +117,11 @@ class Decoder(Module):
             ids: int64 [1, T]; T is 1, or the cache is empty.
         """
         _need_room(cache, ids.shape[1])
-        x = self.embedding(ids)
+        x = self._embedded(ids, None, cache.length)
         for index, layer in enumerate(self.layers):
             x = layer.decode(x, cache, index)
         cache.length += ids.shape[1]
-        return ops.rms_norm_linear(x[:, -1], self.norm.gain, self.output, self.config.norm_eps)
+        return self._logits(x[:, -1])
 
 
 def _need_room(cache: KVCache | DeviceCache, tokens: int) -> None:

@@ -9,16 +9,28 @@ import numpy as np
 import torch
 
 import kernels
-from engine import no_grad
-from models.cache import DeviceCache, KVCache
+from engine import UserError, no_grad
+from models import parts
+from models.cache import CACHES, DeviceCache
 from models.decoder import Decoder
 from models.sampling import NOT_FINITE, Sampling, draw, probabilities
 
+NO_CACHE = "none"
 
-def decoding(model: Decoder, sampling: Sampling, seed: int, n_ids: int, use_cache: bool):
-    """What draws the ids of a text: a `DeviceDecoding` for a model on a GPU, else a `HostDecoding`."""
-    kind = DeviceDecoding if use_cache and model.device.type != "cpu" else HostDecoding
-    return kind(model, sampling, seed, n_ids, use_cache)
+
+def decoding(model: Decoder, sampling: Sampling, seed: int, n_ids: int, cache: str):
+    """What draws the ids of a text: a `DeviceDecoding` for a model on a GPU with a cache of keys, else a
+    `HostDecoding`.
+
+    Raises:
+        UserError: the model's attention cannot decode from this cache.
+    """
+    known = (*parts.ATTENTION[model.config.attention].caches, NO_CACHE)
+    if cache not in known:
+        raise UserError(f"the cache must be one of {', '.join(known)} for attention {model.config.attention}: "
+                        f"got {cache}")
+    kind = DeviceDecoding if cache == "keys" and model.device.type != "cpu" else HostDecoding
+    return kind(model, sampling, seed, n_ids, cache)
 
 
 class HostDecoding:
@@ -26,13 +38,13 @@ class HostDecoding:
 
     Args:
         n_ids: ids from here on are never drawn.
-        use_cache: keep keys and values; otherwise every id takes a whole pass over what the model sees.
+        cache: a key of CACHES, or "none": every id takes a whole pass over what the model sees.
     """
 
-    def __init__(self, model: Decoder, sampling: Sampling, seed: int, n_ids: int, use_cache: bool = True):
+    def __init__(self, model: Decoder, sampling: Sampling, seed: int, n_ids: int, cache: str = "keys"):
         self.model, self.sampling, self.n_ids = model, sampling, n_ids
         self.rng = np.random.default_rng(seed)
-        self.cache = KVCache(model.config) if use_cache else None
+        self.cache = None if cache == NO_CACHE else CACHES[cache](model.config)
         self.start = 0
 
     def next(self, ids: Sequence[int], start: int) -> int:
@@ -56,7 +68,7 @@ def next_logits(model: Decoder, ids: Sequence[int]) -> np.ndarray:
 class DeviceDecoding:
     """Cache, logits and the draw stay on the GPU; one id comes back. Arguments as for `HostDecoding`."""
 
-    def __init__(self, model: Decoder, sampling: Sampling, seed: int, n_ids: int, use_cache: bool = True):
+    def __init__(self, model: Decoder, sampling: Sampling, seed: int, n_ids: int, cache: str = "keys"):
         self.model, self.settings, self.seed, self.n_ids = model, asdict(sampling), seed, n_ids
         self.cache = DeviceCache(model.config, model.output.dtype, model.device)
         self.start = 0

@@ -27,12 +27,13 @@ def window_start(length: int, capacity: int) -> int:
 
 def generate_ids(model: Decoder, ids: Sequence[int], max_new_tokens: int, sampling: Sampling = Sampling(),
                  seed: int = 0, stop: int | None = None, n_ids: int | None = None,
-                 use_cache: bool = True) -> Iterator[int]:
+                 cache: str = "keys") -> Iterator[int]:
     """New ids one by one, `max_new_tokens` at most; ends before `stop`.
 
     Args:
         ids: the context, at least one id; the model sees as much of its end as `window_start` says.
         n_ids: ids from here on are never drawn: rows of the head that stand for no token.
+        cache: what is kept of the text, see `models.decoding.HostDecoding`.
     """
     ids = [int(i) for i in ids]
     n_ids = n_ids or model.config.vocab_size
@@ -42,7 +43,7 @@ def generate_ids(model: Decoder, ids: Sequence[int], max_new_tokens: int, sampli
         raise UserError(f"ids must be in 0..{model.config.vocab_size - 1}: got {min(ids)} to {max(ids)}")
     was_training = model.training
     model.eval()
-    source = decoding(model, sampling, seed, n_ids, use_cache)
+    source = decoding(model, sampling, seed, n_ids, cache)
     try:
         for _ in range(max_new_tokens):
             start = window_start(len(ids), model.config.max_seq_len)
@@ -56,14 +57,14 @@ def generate_ids(model: Decoder, ids: Sequence[int], max_new_tokens: int, sampli
 
 
 def generate_text(model: Decoder, tokenizer: Tokenizer, prompt: str, max_new_tokens: int,
-                  sampling: Sampling = Sampling(), seed: int = 0, use_cache: bool = True) -> Iterator[str]:
+                  sampling: Sampling = Sampling(), seed: int = 0, cache: str = "keys") -> Iterator[str]:
     """The continuation of `prompt` in pieces of whole characters, up to the end of the document.
 
     An empty prompt stands for the start of a document.
     """
     ids = tokenizer.encode(prompt) if prompt else [tokenizer.eod]
     decoder = StreamDecoder(tokenizer)
-    for new in generate_ids(model, ids, max_new_tokens, sampling, seed, tokenizer.eod, tokenizer.vocab_size, use_cache):
+    for new in generate_ids(model, ids, max_new_tokens, sampling, seed, tokenizer.eod, tokenizer.vocab_size, cache):
         if text := decoder.push(new):
             yield text
     if text := decoder.flush():
@@ -79,6 +80,14 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, default=Sampling.top_p, metavar="P")
     parser.add_argument("--repetition-penalty", type=float, default=Sampling.repetition_penalty, metavar="R")
     parser.add_argument("--seed", type=int, default=0)
+    add_context_argument(parser)
+
+
+def add_context_argument(parser: argparse.ArgumentParser) -> None:
+    """The flag of commands that can read further than their run was trained to."""
+    parser.add_argument("--set", action="extend", nargs="+", default=[], dest="settings",
+                        metavar="model.context.key=value", help="read longer texts, as with model.context.kind=yarn "
+                        "model.context.factor=4 (default: the run's)")
 
 
 def sampling_from(arguments: argparse.Namespace) -> Sampling:
@@ -95,15 +104,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run", metavar="RUN", help="run folder, such as runs/demo-1")
     parser.add_argument("--prompt", default="", metavar="TEXT", help="text to continue; empty: a new document")
     add_sampling_arguments(parser)
-    parser.add_argument("--no-cache", action="store_true", help="recompute the whole context for every token")
+    parser.add_argument("--cache", choices=("keys", "inputs", "none"), default="keys", help="keep keys and values, or "
+                        "what the layers were given (attention jerry), or recompute the context for every token")
     arguments = parser.parse_args(argv)
 
     def continue_prompt() -> None:
         sampling = sampling_from(arguments)
-        run = load_run(arguments.run, arguments.checkpoint)
+        run = load_run(arguments.run, arguments.checkpoint, settings=arguments.settings)
         print(arguments.prompt, end="", flush=True)
         for text in generate_text(run.model, run.tokenizer, arguments.prompt, arguments.tokens, sampling,
-                                  arguments.seed, not arguments.no_cache):
+                                  arguments.seed, arguments.cache):
             print(text, end="", flush=True)
         print()
 

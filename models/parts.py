@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from engine.errors import UserError
 from engine.module import Module
+from models import positions
 from models.attention import GroupedQueryAttention
 from models.config import ModelConfig
 from models.feed_forward import SwiGLU
+from models.jerry_attention import JerryAttention
+from models.relu_feed_forward import ReLUFeedForward
 
-ATTENTION: dict[str, type[Module]] = {"grouped_query": GroupedQueryAttention}
-FEED_FORWARD: dict[str, type[Module]] = {"swiglu": SwiGLU}
+ATTENTION: dict[str, type[Module]] = {"grouped_query": GroupedQueryAttention, "jerry": JerryAttention}
+FEED_FORWARD: dict[str, type[Module]] = {"swiglu": SwiGLU, "relu": ReLUFeedForward}
 
 
 def attention(config: ModelConfig) -> Module:
@@ -24,6 +27,20 @@ def attention(config: ModelConfig) -> Module:
 def feed_forward(config: ModelConfig) -> Module:
     """The feed-forward part that `config.feed_forward` names."""
     return _named(FEED_FORWARD, "feed_forward", config.feed_forward)(config)
+
+
+def n_parameters(config: ModelConfig) -> dict[str, int]:
+    """Exact numbers of trained values by kind; a tied head counts once."""
+    c, outer = config, 2 if config.parametrisation == "affine" else 0
+    found = {"embedding": c.vocab_size * c.d_model, "positions": positions.n_parameters(c)}
+    for part in (_named(ATTENTION, "attention", c.attention), _named(FEED_FORWARD, "feed_forward", c.feed_forward)):
+        for kind, count in part.n_parameters(c).items():
+            found[kind] = found.get(kind, 0) + c.n_layers * count
+    norms_of_a_layer = 2 if c.block == "pre_norm" else 1
+    found["norms"] = found.get("norms", 0) + (c.n_layers * norms_of_a_layer + c.final_norm) * c.d_model
+    found["scalars"] = found.get("scalars", 0) + 2 * outer
+    found["head"] = 0 if c.tie_embeddings else c.vocab_size * c.d_model
+    return {kind: count for kind, count in found.items() if count}
 
 
 def _named(kinds: dict[str, type[Module]], setting: str, name: str) -> type[Module]:

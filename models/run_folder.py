@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,18 +40,23 @@ class Run:
     path: Path
 
 
-def load_run(path: str | Path, checkpoint: int | None = None, device: str = "auto") -> Run:
+def load_run(path: str | Path, checkpoint: int | None = None, device: str = "auto",
+             settings: Sequence[str] = ()) -> Run:
     """Reads a run folder.
 
     Args:
         checkpoint: the step to read; default the last. Where the run kept an average of its weights, that is read.
         device: where the model is put; "auto": on the GPU where there is one.
+        settings: texts such as `model.context.kind=yarn`, which change how far the model reads and none of its
+            weights; other names are UserErrors.
     Raises:
         UserError: not a run folder, no checkpoint yet, another format version, weights that do not fit the config,
             another vocabulary than the checkpoint's.
     """
     path = Path(path)
     config = read_model_config(path)
+    if settings:
+        config = config.with_(context=config.context.changed(settings))
     tokenizer = read_tokenizer(path)
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(f"{path}: the model's vocabulary must hold the tokenizer's {tokenizer.vocab_size} ids: "

@@ -19,6 +19,7 @@ from kernels.memory import poisoned
 HEADS, KEY_HEADS, TOKENS = 4, 2, 41
 ALIBI = 2.0 ** -torch.arange(1.0, HEADS + 1)
 STARTS = torch.tensor([[0] * 7 + [7] * 20 + [27] * 14, [0] * 16 + [16] * 25], dtype=torch.int32)
+DISTANCE = torch.tensor([0.25]), torch.tensor([0.75])
 BLIND = torch.tensor([[0] * 20 + [20] * 16 + [41] * 5, [0] * 41], dtype=torch.int32)
 """The last tokens of the first row are padding: they see nothing, and nothing sees them."""
 OPTIONS = {
@@ -32,6 +33,9 @@ OPTIONS = {
     "alibi": {"alibi": ALIBI},
     "softcap": {"softcap": 1.5},
     "all": {"doc_start": STARTS, "causal": False, "window": 12, "alibi": ALIBI, "softcap": 2.0},
+    "distance": {"distance": DISTANCE},
+    "distance and all": {"doc_start": STARTS, "causal": False, "window": 12, "alibi": ALIBI, "softcap": 2.0,
+                         "distance": DISTANCE},
 }
 PLACES = ("cpu", "gpu long", "gpu short")
 
@@ -69,23 +73,26 @@ def inputs(dim: int, dtype: torch.dtype, pairs: int = 0, batch: int = 2, tokens:
     return qkv, dout, (*gains, angles.cos().to(dtype), angles.sin().to(dtype))
 
 
-def ours(device, qkv, dout, extra, doc_start=None, **options):
-    """[out, dqkv, dq_gain, dk_gain], lse."""
+def ours(device, qkv, dout, extra, doc_start=None, distance=None, **options):
+    """[out, dqkv, dq_gain, dk_gain, dreach, doffset], lse."""
+    distance = None if distance is None else tuple(number.to(device, qkv.dtype) for number in distance)
     qkv, dout, *extra = (tensor.to(device) for tensor in (qkv, dout, *extra))
     q_gain, k_gain, cos, sin = extra or [None] * 4
     options = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in options.items()}
     doc_start = None if doc_start is None else doc_start[: len(qkv)].to(device)
     arguments = HEADS, KEY_HEADS, cos, sin, q_gain, k_gain, 1e-6, doc_start
     with poisoned():
-        out, lse = kernels.attention.forward(qkv, *arguments, **options)
-        gradients = kernels.attention.backward(dout, out, lse, qkv, *arguments, **options)
+        out, lse = kernels.attention.forward(qkv, *arguments, **options, distance=distance)
+        gradients = kernels.attention.backward(dout, out, lse, qkv, *arguments, **options, distance=distance)
     return [t.cpu() for t in (out, *gradients) if t is not None], lse.cpu()
 
 
-def theirs(qkv, dout, extra, **options):
+def theirs(qkv, dout, extra, distance=(), **options):
     leaves = [tensor.clone().requires_grad_() for tensor in (qkv, *extra[:2])]
+    numbers = [number.to(qkv.dtype).requires_grad_() for number in distance]
+    options |= dict(zip(("reach", "offset"), numbers))
     out = references.packed_attention(*leaves, *extra[2:], heads=HEADS, key_heads=KEY_HEADS, **options)
-    return [out.detach(), *torch.autograd.grad(out, leaves, dout)]
+    return [out.detach(), *torch.autograd.grad(out, leaves + numbers, dout)]
 
 
 def widened(qkv, dout, extra):
@@ -122,7 +129,7 @@ def test_norm_and_rotation_of_some_or_all_features(dim, pairs, where, monkeypatc
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 def test_half_precision(dtype, where, monkeypatch):
     values = inputs(16, dtype, pairs=8, batch=1)
-    options = {"window": 20, "doc_start": STARTS}
+    options = {"window": 20, "doc_start": STARTS, "distance": DISTANCE}
     with place(where, monkeypatch) as device:
         results, lse = ours(device, *values, **options)
     assert lse.dtype == torch.float32
@@ -134,9 +141,9 @@ def test_half_precision(dtype, where, monkeypatch):
 def test_a_token_that_sees_nothing_gives_nothing(where, causal, monkeypatch):
     values, blind = inputs(16, torch.float32), BLIND == TOKENS
     with place(where, monkeypatch) as device:
-        (out, dqkv), lse = ours(device, *values, doc_start=BLIND, causal=causal)
-        (alone, d_alone), lse_alone = ours(device, values[0][:1, :36], values[1][:1, :36], (),
-                                           doc_start=BLIND[:, :36], causal=causal)
+        (out, dqkv, *_), lse = ours(device, *values, doc_start=BLIND, causal=causal, distance=DISTANCE)
+        (alone, d_alone, *_), lse_alone = ours(device, values[0][:1, :36], values[1][:1, :36], (),
+                                               doc_start=BLIND[:, :36], causal=causal, distance=DISTANCE)
     assert (out[blind] == 0).all() and (dqkv[blind] == 0).all()
     assert (lse.transpose(1, 2)[blind] == float("-inf")).all()
     assert torch.isfinite(lse.transpose(1, 2)[~blind]).all() and torch.isfinite(dqkv).all()
@@ -160,7 +167,7 @@ def test_log_sum_exp(where, monkeypatch):
 def test_two_runs_give_the_same_bits(where, monkeypatch):
     values = inputs(16, torch.float32, pairs=8, batch=1)
     with place(where, monkeypatch) as device:
-        (first, lse), (second, again) = (ours(device, *values, doc_start=STARTS) for _ in range(2))
+        (first, lse), (second, again) = (ours(device, *values, doc_start=STARTS, distance=DISTANCE) for _ in range(2))
     assert torch.equal(lse, again) and all(torch.equal(one, other) for one, other in zip(first, second))
 
 

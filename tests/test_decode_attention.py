@@ -29,7 +29,8 @@ def inputs(seed: int, lengths: list[int], capacity: int, heads: int, key_heads: 
     return q, *caches, torch.tensor(lengths, dtype=torch.int32)
 
 
-def reference(q, k_cache, v_cache, lengths, window=None, alibi=None, softcap=None, dtype=torch.float64):
+def reference(q, k_cache, v_cache, lengths, window=None, alibi=None, softcap=None, distance=None,
+              dtype=torch.float64):
     """Token by token in `dtype`."""
     q, k_cache, v_cache = (x.to(dtype) for x in (q, k_cache, v_cache))
     result, group = torch.zeros_like(q), q.shape[1] // k_cache.shape[2]
@@ -40,35 +41,45 @@ def reference(q, k_cache, v_cache, lengths, window=None, alibi=None, softcap=Non
             scores = keys @ q[sequence, head] / math.sqrt(q.shape[2])
             if softcap is not None:
                 scores = softcap * torch.tanh(scores / softcap)
+            away = torch.arange(len(scores) - 1, -1, -1)
+            if distance is not None:
+                reach, offset = (number.to(dtype) for number in distance)
+                scores = scores / (1 + reach * away) - offset * (away > 0)
             if alibi is not None:
-                scores = scores - alibi[head].to(dtype) * torch.arange(len(scores) - 1, -1, -1)
+                scores = scores - alibi[head].to(dtype) * away
             result[sequence, head] = torch.softmax(scores, 0) @ values
     return result
 
 
-def ours(q, k_cache, v_cache, lengths, window=None, alibi=None, softcap=None):
+def ours(q, k_cache, v_cache, lengths, window=None, alibi=None, softcap=None, distance=None):
     """By the GPU's programs."""
     pytest.importorskip("triton")
     tensors = [None if x is None else x.to(GPU) for x in (q, k_cache, v_cache, lengths, alibi)]
+    distance = None if distance is None else tuple(number.to(GPU) for number in distance)
     with gpu_programs(), memory.poisoned():
-        return kernels.decode_attention.forward(*tensors[:4], window, tensors[4], softcap).cpu()
+        return kernels.decode_attention.forward(*tensors[:4], window, tensors[4], softcap, distance).cpu()
 
 
 DRAWN = {"seed": st.integers(0, 999), "lengths": st.lists(st.integers(0, 70), min_size=1, max_size=2),
          "heads": st.sampled_from([(1, 1), (4, 2), (6, 1), (3, 3)]), "dim": st.sampled_from([8, 20, 32]),
          "window": st.sampled_from([None, 1, 13, 64, 500]), "biased": st.booleans(),
-         "softcap": st.sampled_from([None, 2.0])}
+         "softcap": st.sampled_from([None, 2.0]), "falling": st.booleans()}
 
 
 def slopes(heads: int) -> torch.Tensor:
     return 2.0 ** -torch.arange(1, heads + 1, dtype=torch.float32)
 
 
+def options(heads: int, window, biased: bool, softcap, falling: bool, dtype: torch.dtype) -> tuple:
+    distance = tuple(torch.tensor([number], dtype=dtype) for number in (0.25, -0.75)) if falling else None
+    return window, slopes(heads) if biased else None, softcap, distance
+
+
 @settings(max_examples=20)
 @given(dtype=st.sampled_from([torch.float64, torch.float32]), **DRAWN)
-def test_cpu(seed, lengths, heads, dim, window, biased, softcap, dtype):
+def test_cpu(seed, lengths, heads, dim, window, biased, softcap, falling, dtype):
     tensors = inputs(seed, lengths, 70, *heads, dim, dtype)
-    extra = window, slopes(heads[0]) if biased else None, softcap
+    extra = options(heads[0], window, biased, softcap, falling, dtype)
     with memory.poisoned():
         out = kernels.decode_attention.forward(*tensors, *extra)
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
@@ -80,9 +91,9 @@ def test_cpu(seed, lengths, heads, dim, window, biased, softcap, dtype):
 def test_gpu(dtype, draws):
     @settings(max_examples=draws)
     @given(**DRAWN)
-    def check(seed, lengths, heads, dim, window, biased, softcap):
+    def check(seed, lengths, heads, dim, window, biased, softcap, falling):
         tensors = inputs(seed, lengths, 70, *heads, dim, dtype)
-        extra = window, slopes(heads[0]) if biased else None, softcap
+        extra = options(heads[0], window, biased, softcap, falling, dtype)
         out, exact = ours(*tensors, *extra), reference(*tensors, *extra)
         assert out.dtype == dtype and out.shape == exact.shape
         error = (out.double() - exact).abs().max().item()
@@ -95,7 +106,8 @@ def test_gpu(dtype, draws):
 def test_large_scores_and_a_full_cache():
     q, k_cache, v_cache, lengths = inputs(3, [64, 33], 64, 4, 2, 16, torch.float32)
     q *= 300
-    for extra in ({}, {"window": 20}):
+    distance = torch.tensor([0.1]), torch.tensor([1.0])
+    for extra in ({}, {"window": 20}, {"distance": distance}):
         exact = reference(q, k_cache, v_cache, lengths, **extra)
         for out in (ours(q, k_cache, v_cache, lengths, **extra),
                     kernels.decode_attention.forward(q, k_cache, v_cache, lengths, **extra)):

@@ -33,11 +33,15 @@ def test_cache_changes_no_greedy_id(changes, context):
     model = disturbed(CONFIG.with_(**changes))
     ids = np.random.default_rng(2).integers(0, 300, context)
     cached = list(generate_ids(model, ids, 40, GREEDY))
-    assert cached == list(generate_ids(model, ids, 40, GREEDY, use_cache=False))
+    assert cached == list(generate_ids(model, ids, 40, GREEDY, cache="none"))
     assert len(cached) == 40 and len(set(cached)) > 1
 
 
-@pytest.mark.parametrize("changes", [{}, {"qk_norm": False, "tie_embeddings": True}])
+@pytest.mark.parametrize("changes", [
+    {}, {"qk_norm": False, "tie_embeddings": True},
+    {"position": "jerry", "attention": "jerry", "n_kv_heads": 4, "head_mixing": False},
+    {"position": "jerry", "attention": "jerry", "n_kv_heads": 4, "parametrisation": "affine", "block": "post_norm"},
+])
 def test_decoding_on_a_gpu_changes_no_greedy_id(changes):
     model = disturbed(CONFIG.with_(max_seq_len=8, **changes)).eval()
     ids = [5, 7, 11]
@@ -179,7 +183,7 @@ def test_generate_command(tmp_path, capsys):
     assert generate.main(command) == 0
     text = capsys.readouterr().out
     assert text.startswith("Hé") and text.endswith("\n")
-    assert generate.main([*command, "--no-cache"]) == 0
+    assert generate.main([*command, "--cache", "none"]) == 0
     assert capsys.readouterr().out == text
 
 

@@ -183,8 +183,8 @@ def test_decay_leaves_out_gains_and_embeddings():
     ({"dropout": float("nan")}, "dropout"),
     ({"dtype": "float16"}, "dtype must be one of float32, float64: got 'float16'"),
     ({"residual_init": "one"}, "residual_init must be one of"),
-    ({"attention": "linear"}, "attention must be one of grouped_query: got 'linear'"),
-    ({"feed_forward": "relu"}, "feed_forward must be one of swiglu: got 'relu'"),
+    ({"attention": "linear"}, "attention must be one of grouped_query, jerry: got 'linear'"),
+    ({"feed_forward": "gelu"}, "feed_forward must be one of swiglu, relu: got 'gelu'"),
 ])
 def test_bad_configs_name_rule_and_value(changes, message):
     with pytest.raises(UserError, match=message) as caught:

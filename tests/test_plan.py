@@ -2,26 +2,25 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 
 import kernels
 from engine import no_grad
 from kernels import memory
-from models.config import PRESETS as MODELS, ModelConfig
+from models.config import JERRY, PRESETS as MODELS, ModelConfig
 from models.decoder import Decoder
-from models.parts import ATTENTION, FEED_FORWARD
 from train.config import Config
 from train.errors import UserError
 from train.loop import next_token_loss
 from train.optim import AdamW, make_optimizer
-from train.plan import check_fits, fitting, largest_micro_tokens, machine, measure, memory as plan_memory
+from train.plan import check_fits, fitting, largest_micro_tokens, machine, measure
 from train.plan.__main__ import main, planned
-from train.plan.activations import KNOWN, Pass, known, scratch_bytes
+from train.plan.activations import Pass, known, scratch_bytes
 from train.plan.cards import CARDS, card
 from train.plan.duration import duration, stages_of
 from train.plan.measure import random_batch
+from train.plan.measured import MeasuredPass
 from train.plan.memory import memory_by_part, micro_batches
 from train.plan.pool import Pool
 from train.plan.work import flops_per_token, parameters
@@ -140,9 +139,17 @@ def test_flops_are_six_per_weight_of_a_product_and_attentions_own():
     assert more == pytest.approx(sum(flops_per_token(model, 1024).values()) * 4 / 3, rel=0.2)
 
 
-def test_every_part_of_a_model_has_formulas():
-    assert set(KNOWN["attention"]) == set(ATTENTION) and set(KNOWN["feed_forward"]) == set(FEED_FORWARD)
-    assert known(SMALL)
+def test_what_has_no_formulas_is_measured(two_threads):
+    model = SMALL.with_(**JERRY, n_layers=4)
+    assert known(SMALL) and not known(model)
+    AdamW(decoder := Decoder(model))
+    memory.release()
+    before, pool = memory.allocated_bytes, Pool()
+    next_token_loss(decoder, random_batch(5, 128, model.vocab_size), 1).backward()
+    held = pool_bytes() - before
+    MeasuredPass(pool, model, 5, 128, 4, 2).train()
+    assert pool.bytes == pytest.approx(held, rel=0.1)
+    memory.release()
 
 
 def ready(**settings):
@@ -214,7 +221,7 @@ def test_the_update_is_not_scaled_with_the_micro_batches(monkeypatch):
     times = iter([10.0, 4.0])
     monkeypatch.setattr(measure, "_typical", lambda work: next(times))
     config = ready(**{"data.batch_tokens": 2560, "data.micro_tokens": 256, "data.seq_len": 256}).with_values(
-        {f"model.{k}": v for k, v in vars(SMALL.with_(max_seq_len=256)).items()})
+        {name: value for name, value in Config(SMALL.with_(max_seq_len=256)).flat().items() if name.startswith("model.")})
     steps = measure.StepTimes(config)
     stage, = {stage for stage, _ in stages_of(config, lambda stage: 1.0)}
     assert steps.seconds(stage) == pytest.approx((10.0 - 4.0) * 5 + 4.0)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bench.peers.decoder import TorchDecoder
+from bench.peers.jerry import TorchJerry
 from engine import no_grad
 from models.config import ModelConfig
 from models.decoder import Decoder
@@ -101,6 +102,28 @@ def peer_entropies(peer, batch, monkeypatch):
     with torch.no_grad():
         peer(ids) if starts is None else peer(ids, starts)
     return entropies
+
+
+JERRY_ATTENTION = {"attention": "jerry", "position": "jerry", "qk_norm": False, "n_kv_heads": 4}
+
+
+@pytest.mark.parametrize("changes", [{"position": "alibi"}, {"position": "jerry"}, JERRY_ATTENTION,
+                                     {**JERRY_ATTENTION, "head_mixing": False}], ids=["alibi", "jerry", "mixed", "apart"])
+def test_attention_entropy_with_positions_and_mixed_heads(changes, monkeypatch):
+    model, batch, softmax, expected = loud_model(TINY.with_(**changes)), some_batch(documents=True), torch.Tensor.softmax, []
+
+    def watched(scores, dim):
+        p = softmax(scores, dim)
+        expected.append(float(-torch.special.xlogy(p, p).sum(-1).mean()))
+        return p
+
+    found = Statistics(["attention_entropy"], model, None).at_evaluation([batch])["attention_entropy"]
+    twin = TorchJerry(model.config).double()
+    twin.load_ours(model.state_dict())
+    monkeypatch.setattr(torch.Tensor, "softmax", watched)
+    with torch.no_grad():
+        twin(torch.from_numpy(batch.ids), torch.from_numpy(batch.doc_start))
+    assert list(found.values()) == pytest.approx(expected, rel=1e-6)
 
 
 def test_entropy_reads_one_batch_and_no_more():

@@ -44,7 +44,8 @@ def arguments_from(argv: list[str] | None) -> argparse.Namespace:
     start.add_argument("--init-from", type=Path, metavar="RUN", help="start a new run from another's weights")
     add("--dashboard", action="store_true", help="show the run in a browser while it goes on")
     add("--profile", action="store_true", help="table time and memory per operation and layer of some steps")
-    add("--set", action="append", default=[], dest="settings", metavar="section.key=value", help="any other setting")
+    add("--set", action="extend", nargs="+", default=[], dest="settings", metavar="section.key=value",
+        help="any other setting")
     return parser.parse_args(argv)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import sys
 import typing
@@ -55,11 +56,8 @@ class Config:
         for name, value in values.items():
             section, key = _known(name)
             sections.setdefault(section, {})[key] = _check(name, _field_type(section, key), value)
-        changed = {}
-        for section, changes in sections.items():
-            old = getattr(self, section)
-            changed[section] = old.with_(**changes) if section == "model" else dataclasses.replace(old, **changes)
-        return dataclasses.replace(self, **changed)
+        return dataclasses.replace(self, **{section: _changed(getattr(self, section), changes)
+                                            for section, changes in sections.items()})
 
     def with_settings(self, settings: list[str]) -> Config:
         """A copy with `section.key=value` texts applied, in order; the text is parsed by the field's type."""
@@ -73,9 +71,8 @@ class Config:
         return self
 
     def flat(self) -> dict[str, object]:
-        """`section.key` -> value of every setting."""
-        return {f"{section}.{key}": value for section, table in dataclasses.asdict(self).items()
-                for key, value in table.items()}
+        """`section.key` -> value of every setting, `section.inner.key` of those in a section of a section."""
+        return _flat(dataclasses.asdict(self))
 
     def to_toml(self) -> str:
         """The text of config.toml: every setting, resolved."""
@@ -92,11 +89,7 @@ class Config:
         for section, table in tables.items():
             if section not in _SECTIONS or not isinstance(table, dict):
                 raise UserError(f"{name}: unknown section {section!r}: known are {', '.join(_SECTIONS)}")
-            checked = {}
-            for key, value in table.items():
-                _known(f"{section}.{key}")
-                checked[key] = _check(f"{section}.{key}", _field_type(section, key), value)
-            sections[section] = _SECTIONS[section](**checked)
+            sections[section] = _section(_SECTIONS[section], section, table)
         return cls(**sections)
 
     def save(self, path: Path) -> None:
@@ -132,11 +125,60 @@ def parse_settings(settings: list[str]) -> dict[str, object]:
     return values
 
 
+def _section(kind: type, name: str, table: dict) -> object:
+    """A section from its table, which may hold tables of sections within it."""
+    types, values = typing.get_type_hints(kind), {}
+    for key, value in table.items():
+        full = f"{name}.{key}"
+        if dataclasses.is_dataclass(types.get(key)):
+            if not isinstance(value, dict):
+                raise UserError(f"{full} must be a table: got {value!r}")
+            values[key] = _section(types[key], full, value)
+        else:
+            _known(full)
+            values[key] = _check(full, types[key], value)
+    return kind(**values)
+
+
+def _changed(section: object, changes: dict[str, object]) -> object:
+    """A copy of a section with keys changed, those of sections within it by `inner.key`."""
+    own: dict[str, object] = {}
+    within: dict[str, dict[str, object]] = {}
+    for key, value in changes.items():
+        inner, _, rest = key.partition(".")
+        if rest:
+            within.setdefault(inner, {})[rest] = value
+        else:
+            own[key] = value
+    own |= {inner: _changed(getattr(section, inner), values) for inner, values in within.items()}
+    return section.with_(**own) if isinstance(section, ModelConfig) else dataclasses.replace(section, **own)
+
+
+def _flat(table: dict[str, object], prefix: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key, value in table.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+@functools.cache
+def _types(kind: type) -> dict[str, object]:
+    """`key`, or `inner.key`, -> type of every setting of a section."""
+    hints, found = typing.get_type_hints(kind), {}
+    for item in dataclasses.fields(kind):
+        hint = hints[item.name]
+        if dataclasses.is_dataclass(hint):
+            found |= {f"{item.name}.{key}": inner for key, inner in _types(hint).items()}
+        else:
+            found[item.name] = hint
+    return found
+
+
 def _known(name: str) -> tuple[str, str]:
     section, _, key = name.partition(".")
-    if section in _SECTIONS and any(item.name == key for item in dataclasses.fields(_SECTIONS[section])):
+    if section in _SECTIONS and key in _types(_SECTIONS[section]):
         return section, key
-    every = [f"{section}.{item.name}" for section, kind in _SECTIONS.items() for item in dataclasses.fields(kind)]
+    every = [f"{section}.{key}" for section, kind in _SECTIONS.items() for key in _types(kind)]
     by_key = {item.partition(".")[2]: item for item in reversed(every)}
     close = difflib.get_close_matches(name, every, n=2, cutoff=0.75)
     close = close or [by_key[item] for item in difflib.get_close_matches(key or name, by_key, n=2, cutoff=0.75)]
@@ -145,7 +187,7 @@ def _known(name: str) -> tuple[str, str]:
 
 
 def _field_type(section: str, key: str) -> object:
-    return typing.get_type_hints(_SECTIONS[section])[key]
+    return _types(_SECTIONS[section])[key]
 
 
 def _type_name(kind: object) -> str:

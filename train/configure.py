@@ -38,7 +38,8 @@ def new_config(arguments: argparse.Namespace, values: dict[str, object]) -> Conf
         values = {**values, "tokenizer.path": os.path.abspath(vocabulary_file(arguments.init_from))}
     if arguments.init_from and not arguments.preset:
         other = Config.load(arguments.init_from / "config.toml")
-        config = preset(other.run.preset).with_values({f"model.{k}": v for k, v in vars(other.model).items()})
+        shape = {name: value for name, value in other.flat().items() if name.startswith("model.")}
+        config = preset(other.run.preset).with_values(shape)
     config = config.with_values(values)
     config = on_device(with_lengths(config, values))
     if not config.data.micro_tokens:

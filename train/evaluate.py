@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engine import Module, no_grad
+from models.generate import add_context_argument
 from models.run_folder import load_run
 from tokenizer import Tokenizer
 from train.command import Parser, run_command
 from train.config import Config
 from train.data import Batch, Batches, Part, TokenStream, prepare
-from train.errors import NonFiniteError
+from train.errors import NonFiniteError, UserError
 from train.loop import LossFunction, next_token_loss
 from train.metrics import NATS_PER_BIT
 
@@ -70,13 +71,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--document-separator", metavar="S", help="cuts text files into documents (default: the run's)")
     parser.add_argument("--max-tokens", type=int, default=0, metavar="N",
                         help="of a larger text, this many (default: all)")
+    parser.add_argument("--seq-len", type=int, metavar="S", help="tokens of one row (default: the run's)")
+    add_context_argument(parser)
     arguments = parser.parse_args(argv)
-    run = load_run(arguments.run, arguments.checkpoint)
+    run = load_run(arguments.run, arguments.checkpoint, settings=arguments.settings)
     data = Config.load(Path(arguments.run) / "config.toml").data
     separator = data.document_separator if arguments.document_separator is None else arguments.document_separator
     corpus = prepare(arguments.data, run.tokenizer, arguments.text_field or data.text_field, separator or None,
                      val_fraction=0.0, cache_dir=data.cache_dir or None)
-    batches = evaluation_batches(corpus.train, run.tokenizer, data.seq_len, data.doc_mask, arguments.max_tokens)
+    seq_len = data.seq_len if arguments.seq_len is None else arguments.seq_len
+    if not 1 <= seq_len <= run.config.max_seq_len:
+        raise UserError(f"--seq-len must be 1 to the model's max_seq_len ({run.config.max_seq_len}): got {seq_len}")
+    batches = evaluation_batches(corpus.train, run.tokenizer, seq_len, data.doc_mask, arguments.max_tokens)
     result = evaluate(run.model, batches)
     if not math.isfinite(result.loss):
         raise NonFiniteError(f"{arguments.run}, step {run.step}: the loss is {result.loss}")

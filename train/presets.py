@@ -7,6 +7,13 @@ from train.config import Config
 from train.errors import UserError
 from train.sections import CheckpointConfig, DataConfig, OptimConfig, RunConfig, TokenizerConfig
 
+SEED_OPTIMIZER = OptimConfig(
+    optimizer="muon", lr=3e-4, betas=(0.9, 0.98), eps=1e-7, schedule="waves", warmup="quadratic", warmup_steps=2048,
+    wave_steps=1024, min_lr_ratio=1 / 30, decay_fraction=0.047, muon_momentum=0.9, muon_nesterov=False, muon_steps=20,
+    muon_coefficients="classical", muon_per_head=True, muon_head=True)
+"""The seed system's: its last 8,192 of 173,396 steps fell to 1e-5."""
+SEED_LENGTHS = "64:10%,128:20%,256:50%,512:10%,1024:10%"
+
 PRESETS: dict[str, Config] = {
     "demo": Config(
         model=MODELS["demo"],
@@ -30,6 +37,22 @@ PRESETS: dict[str, Config] = {
         run=RunConfig(preset="base-0.18b", tokens=4_000_000_000, eval_every=250, eval_tokens=1_048_576,
                       sample_every=500),
         checkpoint=CheckpointConfig(every=250),
+    ),
+    "jerry-demo": Config(
+        model=MODELS["jerry-demo"],
+        data=DataConfig(seq_len=256, batch_tokens=4096),
+        tokenizer=TokenizerConfig(vocab_size=4096, sample_mb=4.0),
+        optim=OptimConfig(optimizer="muon", lr=3e-3, warmup_steps=40),
+        run=RunConfig(preset="jerry-demo", minutes=5.0, eval_tokens=32_768),
+    ),
+    "jerry-0.18b": Config(
+        model=MODELS["jerry-0.18b"],
+        data=DataConfig(seq_len=1024, batch_tokens=65_536, lengths=SEED_LENGTHS, val_fraction=0.001),
+        tokenizer=TokenizerConfig(vocab_size=65_792, sample_mb=256.0, boundaries="characters"),
+        optim=SEED_OPTIMIZER,
+        run=RunConfig(preset="jerry-0.18b", tokens=13_200_000_000, eval_every=1000, eval_tokens=1_048_576,
+                      sample_every=2000),
+        checkpoint=CheckpointConfig(every=1000),
     ),
 }
 

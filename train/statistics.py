@@ -12,7 +12,6 @@ import torch
 
 import kernels
 from engine import Module, Op, autograd, no_grad
-from engine.ops.fused import Attention
 from train.attention_entropy import mean_entropy
 from train.data.batches import IGNORED, Batch
 from train.errors import UserError
@@ -177,8 +176,9 @@ class Statistics:
 
         def watch(op: Op, phase: str, run):
             result = run() if before is None else before(op, phase, run)
-            if isinstance(op, Attention):
-                found.append(mean_entropy(op))
+            entropy = mean_entropy(op)
+            if entropy is not None:
+                found.append(entropy)
             return result
 
         autograd.observer = watch

@@ -111,20 +111,26 @@ def feed_forward(x: Tensor, gain: Tensor, gate_up: Tensor, down: Tensor, eps: fl
 
 
 class Attention(Op):
-    def forward(self, qkv, q_gain=None, k_gain=None, *, n_heads, n_kv_heads, cos, sin, eps, doc_start, **options):
-        self.arguments, self.options = (n_heads, n_kv_heads, cos, sin, q_gain, k_gain, eps, doc_start), options
-        out, lse = kernels.attention.forward(qkv, *self.arguments, **options)
+    def forward(self, qkv, *values, names, n_heads, n_kv_heads, cos, sin, eps, doc_start, **options):
+        """`names` says which of the tensors that may be left out `values` are."""
+        given = dict(zip(names, values, strict=True))
+        distance = (given["reach"], given["offset"]) if "reach" in given else None
+        self.arguments = (n_heads, n_kv_heads, cos, sin, given.get("q_gain"), given.get("k_gain"), eps, doc_start)
+        self.options = {**options, "distance": distance}
+        out, lse = kernels.attention.forward(qkv, *self.arguments, **self.options)
         self.saved = out, lse, qkv
         return out
 
     def backward(self, dout):
-        return kernels.attention.backward(dout, *self.saved, *self.arguments, **self.options)[: len(self.needs)]
+        dqkv, *others = kernels.attention.backward(dout, *self.saved, *self.arguments, **self.options)
+        return dqkv, *(gradient for gradient in others if gradient is not None)
 
 
 def attention(qkv: Tensor, n_heads: int, n_kv_heads: int, rope: tuple[torch.Tensor, torch.Tensor] | None = None,
               q_gain: Tensor | None = None, k_gain: Tensor | None = None, eps: float = 1e-6,
               doc_start: torch.Tensor | None = None, causal: bool = True, window: int | None = None,
-              alibi: torch.Tensor | None = None, softcap: float | None = None) -> Tensor:
+              alibi: torch.Tensor | None = None, softcap: float | None = None,
+              distance: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """Grouped-query attention on a packed projection; scores are scaled by 1 / sqrt(D).
 
     Args:
@@ -137,7 +143,8 @@ def attention(qkv: Tensor, n_heads: int, n_kv_heads: int, rope: tuple[torch.Tens
         causal: whether keys after the query are invisible.
         window: a query sees only the last so many keys, its own among them; without `causal` as many ahead.
         alibi: float32 (H,) slopes: slope |i - j| is taken from the score of query i and key j (arXiv 2108.12409).
-        softcap: c turns a score s into c tanh(s / c), before ALiBi (arXiv 2408.00118).
+        softcap: c turns a score s into c tanh(s / c), before what follows from positions (arXiv 2408.00118).
+        distance: reach and offset, each (1,): a score is divided by 1 + reach |i - j|, and less offset if j < i.
 
     Returns:
         (B, T, H D).
@@ -169,9 +176,15 @@ def attention(qkv: Tensor, n_heads: int, n_kv_heads: int, rope: tuple[torch.Tens
         expect("attention", "alibi", alibi, (n_heads,), torch.float32)
     if softcap is not None and not 0 < softcap < float("inf"):
         raise UserError(f"attention: softcap must be positive and finite, got {softcap}")
-    inputs = (qkv,) if q_gain is None else (qkv, q_gain, k_gain)
-    return Attention.apply(*inputs, n_heads=n_heads, n_kv_heads=n_kv_heads, cos=cos, sin=sin, eps=eps,
-                           doc_start=doc_start, causal=causal, window=window, alibi=alibi, softcap=softcap)
+    reach, offset = (None, None) if distance is None else distance
+    if distance is not None:
+        expect("attention", "reach", reach, (1,), qkv.dtype)
+        expect("attention", "offset", offset, (1,), qkv.dtype)
+    inputs = {"q_gain": q_gain, "k_gain": k_gain, "reach": reach, "offset": offset}
+    inputs = {name: value for name, value in inputs.items() if value is not None}
+    return Attention.apply(qkv, *inputs.values(), names=tuple(inputs), n_heads=n_heads, n_kv_heads=n_kv_heads, cos=cos,
+                           sin=sin, eps=eps, doc_start=doc_start, causal=causal, window=window, alibi=alibi,
+                           softcap=softcap)
 
 
 def check_doc_start(name: str, doc_start: torch.Tensor) -> None:

@@ -117,14 +117,17 @@ class _Setting:
     eps: np.floating
     starts: np.ndarray  # [B, T], the first key that a query sees
     stops: np.ndarray  # [B, T], the key after the last
-    reach: tuple | None  # what starts and stops depend on, if not on documents
+    rule: tuple | None  # what starts and stops depend on, if not on documents
     slopes: np.ndarray  # [H], of ALiBi
     cap: np.floating  # 0 for none
-    shaped: bool  # whether scores are capped or have slopes
+    reach: np.floating
+    offset: np.floating
+    shaped: bool  # whether scores are more than products
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, qkv, n_heads, n_kv_heads, cos, sin, q_gain, k_gain, eps, doc_start, causal, window, alibi, softcap):
+    def of(cls, qkv, n_heads, n_kv_heads, cos, sin, q_gain, k_gain, eps, doc_start, causal, window, alibi, softcap,
+           distance):
         batch, tokens, width = qkv.shape
         dim = width // (n_heads + 2 * n_kv_heads)
         scalar = np.dtype(str(qkv.dtype).removeprefix("torch.")).type
@@ -139,7 +142,8 @@ class _Setting:
             q_gain is not None, scalar(eps), *visible_keys(batch, tokens, documents, causal, window),
             (causal, window) if documents is None else None,
             np.zeros(n_heads, scalar) if alibi is None else alibi.numpy().astype(scalar),
-            scalar(softcap or 0), alibi is not None or softcap is not None, qkv.dtype,
+            scalar(softcap or 0), *((scalar(0), scalar(0)) if distance is None else (t.numpy()[0] for t in distance)),
+            any(shaping is not None for shaping in (alibi, softcap, distance)), qkv.dtype,
         )
 
     @property
@@ -160,10 +164,10 @@ class _Setting:
     def memory(self, part: slice, backward: bool) -> _Memory:
         """Working memory for some sequences."""
         count, tokens = part.stop - part.start, self.packed.shape[1]
-        if self.reach is None:
+        if self.rule is None:
             return _Memory(self, count, self.spans(part), backward)
         key = ("attention", QUERY_BLOCK, count, tokens, self.heads, self.key_heads, self.dim, self.dtype, backward,
-               self.reach)
+               self.rule)
         return prepared(key, lambda: _Memory(self, count, self.spans(part), backward))
 
     def spans(self, part: slice) -> list[_Span]:
@@ -194,9 +198,9 @@ class _Setting:
 
 def forward(qkv: torch.Tensor, n_heads: int, n_kv_heads: int, cos=None, sin=None, q_gain=None, k_gain=None,
             eps: float = 1e-6, doc_start=None, causal: bool = True, window: int | None = None, alibi=None,
-            softcap: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+            softcap: float | None = None, distance=None) -> tuple[torch.Tensor, torch.Tensor]:
     setting = _Setting.of(qkv, n_heads, n_kv_heads, cos, sin, q_gain, k_gain, eps, doc_start, causal, window, alibi,
-                          softcap)
+                          softcap, distance)
     batch, tokens = qkv.shape[:2]
     group, parts = setting.group, setting.programs()
     out = memory.empty((batch, tokens, n_heads * setting.dim), qkv.dtype)
@@ -214,7 +218,8 @@ def forward(qkv: torch.Tensor, n_heads: int, n_kv_heads: int, cos=None, sin=None
             setting.take_queries(part, block, work.rstd_q)
             multiply(block.q, block.k_columns, block.s)
             if setting.shaped:
-                shape_rows(block.s_rows, n, n_heads, first, low, starts, stops, setting.slopes, setting.cap)
+                shape_rows(block.s_rows, n, n_heads, first, low, starts, stops, setting.slopes, setting.cap,
+                           setting.reach, setting.offset)
             softmax_rows(block.s_rows, n, n_heads, first, low, starts, stops, work.inverse, part_lse)
             if emulating():
                 _sum_rounded(rounded(block.s), n, first, work.inverse, part_lse)
@@ -236,18 +241,19 @@ def _sum_rounded(weights: torch.Tensor, n: int, first: int, inverse: np.ndarray,
 
 def backward(dout: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, qkv: torch.Tensor, n_heads: int,
              n_kv_heads: int, cos=None, sin=None, q_gain=None, k_gain=None, eps: float = 1e-6, doc_start=None,
-             causal: bool = True, window: int | None = None, alibi=None, softcap: float | None = None):
+             causal: bool = True, window: int | None = None, alibi=None, softcap: float | None = None, distance=None):
     setting = _Setting.of(qkv, n_heads, n_kv_heads, cos, sin, q_gain, k_gain, eps, doc_start, causal, window, alibi,
-                          softcap)
+                          softcap, distance)
     tokens, group, dim, parts = qkv.shape[1], setting.group, setting.dim, setting.programs()
     dqkv = memory.empty(qkv.shape, qkv.dtype)
     d_packed, dout_rows, out_rows, lse_rows = dqkv.numpy(), dout.contiguous().numpy(), out.numpy(), lse.numpy()
     dgains = lane_buffers(len(parts), (2, dim), qkv)
+    sums = np.zeros((len(dgains), 2))  # float64: of as many terms as there are scores
     give = give_heads if 2 * setting.cos.shape[1] == dim else give_heads_partly
     one = setting.eps.dtype.type(1)
     scale = one / setting.eps.dtype.type(math.sqrt(dim))
 
-    def sequences(part: slice, dgain: np.ndarray):
+    def sequences(part: slice, dgain: np.ndarray, dscalars: np.ndarray):
         work = setting.memory(part, backward=True)
         part_dout, part_out, part_packed, part_d = dout_rows[part], out_rows[part], setting.packed[part], d_packed[part]
         part_lse, delta = lse_rows[part].reshape(-1, tokens), work.inverse
@@ -264,7 +270,8 @@ def backward(dout: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, qkv: torc
             multiply(block.do, block.v_columns, block.ds)
             if setting.shaped:
                 shaped_backward_rows(block.s_rows, block.ds_rows, n, n_heads, first, low, starts, stops,
-                                     setting.slopes, setting.cap, part_lse, delta)
+                                     setting.slopes, setting.cap, setting.reach, setting.offset, part_lse, delta,
+                                     dscalars)
             else:
                 softmax_backward_rows(block.s_rows, block.ds_rows, n, n_heads, first, low, starts, stops, part_lse,
                                       delta)
@@ -286,8 +293,9 @@ def backward(dout: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, qkv: torc
     def program(lane: int, start: int, stop: int):
         dgain = dgains[lane].zero_().numpy()
         for index in range(start, stop):
-            sequences(parts[index], dgain)
+            sequences(parts[index], dgain, sums[lane])
 
     launch_ranges(program, len(parts))
-    dgain = add_lanes(dgains)
-    return (dqkv, dgain[0], dgain[1]) if setting.normed else (dqkv, None, None)
+    dgain, dscalars = add_lanes(dgains), torch.from_numpy(sums.sum(axis=0)).to(qkv.dtype)
+    return (dqkv, *(dgain if setting.normed else (None, None)),
+            *((None, None) if distance is None else dscalars.view(2, 1)))

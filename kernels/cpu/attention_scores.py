@@ -1,4 +1,4 @@
-"""Attention's scores: which keys a query sees, softmax over those, cap and ALiBi, and their gradients.
+"""Attention's scores: which keys a query sees, softmax over those, cap, ALiBi and distances, and their gradients.
 
 Score rows are (b H n, keys): for each sequence and head of a stack, the n queries of a block against the keys from
 `low` on. Logit cap c tanh(s / c): arXiv 2408.00118, section 2. ALiBi, -slope |i - j|: arXiv 2108.12409.
@@ -84,24 +84,29 @@ def softmax_backward_rows(s, dp, n, heads, first, low, starts, stops, lse, delta
 
 
 @compiled
-def shape_rows(s, n, heads, first, low, starts, stops, slopes, cap):
-    """Caps the scores that count, if `cap` is not 0, and takes slope |i - j| from them, in place."""
+def shape_rows(s, n, heads, first, low, starts, stops, slopes, cap, reach, offset):
+    """What the scores that count become, in place: capped, if `cap` is not 0, divided by 1 + reach |i - j|, and less
+    slope |i - j|, and less `offset` for keys in the past."""
+    one = s.dtype.type(1)
     for part in range(starts.shape[0] * heads):
         slope = slopes[part % heads]
         for i in range(n):
             query = first + i
             start, stop = starts[part // heads, query] - low, stops[part // heads, query] - low
             seen, distance = s[part * n + i][start:stop], query - low - start
+            if cap != 0:  # a loop of its own: tanh is a call per element
+                for j in range(seen.shape[0]):
+                    seen[j] = cap * math.tanh(seen[j] / cap)
             for j in range(seen.shape[0]):
-                x = seen[j]
-                if cap != 0:
-                    x = cap * math.tanh(x / cap)
-                seen[j] = x - slope * s.dtype.type(abs(distance - j))
+                away = s.dtype.type(abs(distance - j))
+                x = seen[j] / (one + reach * away) - slope * away
+                seen[j] = x - offset if j < distance else x
 
 
 @compiled
-def shaped_backward_rows(s, dp, n, heads, first, low, starts, stops, slopes, cap, lse, delta):
-    """`softmax_backward_rows` for the scores that `shape_rows` makes of s; dp becomes the gradient of s."""
+def shaped_backward_rows(s, dp, n, heads, first, low, starts, stops, slopes, cap, reach, offset, lse, delta, sums):
+    """`softmax_backward_rows` for the scores that `shape_rows` makes of s; dp becomes the gradient of s. Adds the
+    gradients of reach and offset to sums."""
     one = s.dtype.type(1)
     for part in range(lse.shape[0]):
         slope = slopes[part % heads]
@@ -114,11 +119,20 @@ def shaped_backward_rows(s, dp, n, heads, first, low, starts, stops, slopes, cap
             d_row[stop:] = 0
             p, ds, distance = row[start:stop], d_row[start:stop], query - low - start
             shift, mean = lse[part, query], delta[part * n + i]
+            if cap != 0:
+                for j in range(p.shape[0]):
+                    p[j] = cap * math.tanh(p[j] / cap)
+            past, shrunk = s.dtype.type(0), s.dtype.type(0)
             for j in range(p.shape[0]):
-                x, inner = p[j], one
-                if cap != 0:
-                    t = math.tanh(x / cap)
-                    x, inner = cap * t, one - t * t
-                e = exp(x - slope * s.dtype.type(abs(distance - j)) - shift)
-                p[j] = e
-                ds[j] = e * (ds[j] - mean) * inner
+                away, capped = s.dtype.type(abs(distance - j)), p[j]
+                factor = one / (one + reach * away)
+                x = capped * factor
+                lowered = offset if j < distance else 0 * one
+                p[j] = exp(x - slope * away - lowered - shift)
+                gradient = p[j] * (ds[j] - mean)
+                past += gradient if j < distance else 0 * one
+                shrunk += gradient * x * (away * factor)
+                inner = one - (capped / cap) * (capped / cap) if cap != 0 else one
+                ds[j] = gradient * inner * factor
+            sums[0] -= shrunk
+            sums[1] -= past

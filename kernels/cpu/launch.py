@@ -163,6 +163,11 @@ def scratch(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tens
     return view
 
 
+def scratch_held() -> int:
+    """Bytes of this thread's working memory."""
+    return sum(base.numel() * base.itemsize for base in _local.__dict__.get("bases", {}).values())
+
+
 def prepared(key: tuple, build: Callable[[], object]):
     """This thread's own object for `key`: scratch memory and views into it, which cost more than a small product.
 

@@ -17,17 +17,17 @@ from .launch import launch
 
 
 @triton.jit
-def _attend(result, total, top, q, keys, values, query, low, high, start, stop, tokens, softcap, scale, slope,
-            DIM: tl.constexpr, COLUMNS: tl.constexpr, QK_WIDTH: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr,
-            PRECISION: tl.constexpr, MASKED: tl.constexpr):
+def _attend(result, total, top, q, keys, values, query, low, high, start, stop, tokens, softcap, scale, slope, reach,
+            offset, DIM: tl.constexpr, COLUMNS: tl.constexpr, QK_WIDTH: tl.constexpr, WIDTH: tl.constexpr,
+            KEYS: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr):
     """Goes over keys `start` to `stop`; `result` and `total` are sums of exponentials less the largest score `top`."""
     for first in tl.range(start, stop, KEYS):
         k = load_tile(keys, first, tokens, QK_WIDTH, DIM, COLUMNS, KEYS, MASKED)
         key = first + tl.arange(0, KEYS)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         factor = scale * LOG2E
-        if softcap is not None or slope is not None:
-            scores, _ = log2_scores(scores, query[:, None] - key[None, :], scale, softcap, slope)
+        if softcap is not None or slope is not None or reach is not None:
+            scores, _, _ = log2_scores(scores, query[:, None] - key[None, :], scale, softcap, slope, reach, offset)
             factor = 1.0
         if MASKED:
             seen = (key[None, :] >= low[:, None]) & (key[None, :] < high[:, None])
@@ -46,7 +46,7 @@ def _attend(result, total, top, q, keys, values, query, low, high, start, stop, 
 
 
 @triton.jit
-def _forward(qk, qkv, doc_start, doc_end, slopes, out, lse, tokens, window, softcap, scale,
+def _forward(qk, qkv, doc_start, doc_end, slopes, reach, offset, out, lse, tokens, window, softcap, scale,
              HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, DIM: tl.constexpr, COLUMNS: tl.constexpr,
              QK_WIDTH: tl.constexpr, WIDTH: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
              QUERIES: tl.constexpr, KEYS: tl.constexpr):
@@ -67,6 +67,8 @@ def _forward(qk, qkv, doc_start, doc_end, slopes, out, lse, tokens, window, soft
     slope = None
     if slopes is not None:
         slope = tl.load(slopes + head)
+    if reach is not None:
+        reach, offset = tl.load(reach).to(tl.float32), tl.load(offset).to(tl.float32)
     row = block * QUERIES + tl.arange(0, QUERIES)
     query = tl.minimum(row, tokens - 1)
     low, high = visible_keys(query, tokens, doc_start, doc_end, window, CAUSAL)
@@ -77,11 +79,14 @@ def _forward(qk, qkv, doc_start, doc_end, slopes, out, lse, tokens, window, soft
     top = tl.full((QUERIES,), float("-inf"), tl.float32)
     if doc_start is not None or window is not None:
         result, total, top = _attend(result, total, top, q, keys, values, query, low, high, start, clear, tokens,
-                                     softcap, scale, slope, DIM, COLUMNS, QK_WIDTH, WIDTH, KEYS, PRECISION, True)
+                                     softcap, scale, slope, reach, offset, DIM, COLUMNS, QK_WIDTH, WIDTH, KEYS,
+                                     PRECISION, True)
     result, total, top = _attend(result, total, top, q, keys, values, query, low, high, clear, clear_stop, tokens,
-                                 softcap, scale, slope, DIM, COLUMNS, QK_WIDTH, WIDTH, KEYS, PRECISION, False)
+                                 softcap, scale, slope, reach, offset, DIM, COLUMNS, QK_WIDTH, WIDTH, KEYS,
+                                 PRECISION, False)
     result, total, top = _attend(result, total, top, q, keys, values, query, low, high, clear_stop, stop, tokens,
-                                 softcap, scale, slope, DIM, COLUMNS, QK_WIDTH, WIDTH, KEYS, PRECISION, True)
+                                 softcap, scale, slope, reach, offset, DIM, COLUMNS, QK_WIDTH, WIDTH, KEYS,
+                                 PRECISION, True)
     inverse = tl.where(total == 0.0, 0.0, 1.0 / total)
     out += sequence * tokens * (HEADS * DIM) + head * DIM
     store_tile(out, block * QUERIES, result * inverse[:, None], tokens, HEADS * DIM, DIM, COLUMNS, QUERIES)

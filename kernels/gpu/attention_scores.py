@@ -110,18 +110,40 @@ def loop_bounds(low, high, STEP: tl.constexpr):
 
 
 @triton.jit
-def log2_scores(product, distance, scale, softcap, slope):
-    """Scores times log2(e), and what their gradient is multiplied with on the way back to product * scale."""
+def log2_scores(product, distance, scale, softcap, slope, reach, offset):
+    """Scores times log2(e), what their gradient is multiplied with on the way back to product * scale, and how much
+    they fall with reach."""
     inner = 1.0
+    fall = 0.0
     if softcap is not None:
         capped = 1.0 - 2.0 / (1.0 + tl.exp2(product * (scale * 2.0 * LOG2E / softcap)))
         inner = 1.0 - capped * capped
         scores = capped * (softcap * LOG2E)
     else:
         scores = product * (scale * LOG2E)
+    if reach is not None:
+        away = tl.abs(distance).to(tl.float32)
+        factor = 1.0 / (1.0 + reach * away)
+        scores *= factor
+        fall = scores * (away * factor * LN2)
+        inner *= factor
+        scores -= tl.where(distance > 0, offset * LOG2E, 0.0)
     if slope is not None:
         scores -= tl.abs(distance).to(tl.float32) * (slope * LOG2E)
-    return scores, inner
+    return scores, inner, fall
+
+
+@triton.jit
+def add_distance_gradients(sums, ds, fall, distance, AXIS: tl.constexpr):
+    """Sums for the gradients of reach and offset along an axis: (falls, of keys in the past) with those of a tile."""
+    return sums[0] + tl.sum(ds * fall, axis=AXIS), sums[1] + tl.sum(tl.where(distance > 0, ds, 0.0), axis=AXIS)
+
+
+@triton.jit
+def store_distance_gradients(partials, sums):
+    """This program's part of the gradients of reach and offset."""
+    tl.store(partials + 2 * tl.program_id(0), -tl.sum(sums[0], axis=0))
+    tl.store(partials + 2 * tl.program_id(0) + 1, -tl.sum(sums[1], axis=0))
 
 
 @triton.jit
@@ -160,10 +182,11 @@ class Setting:
     slopes: torch.Tensor | None
     window: int | None
     softcap: float | None
+    distance: tuple[torch.Tensor, torch.Tensor] | tuple[None, None]
 
     @classmethod
     def of(cls, qkv, n_heads, n_kv_heads, cos, sin, q_gain, k_gain, eps, doc_start, causal, window, alibi, softcap,
-           backward: bool) -> Setting:
+           distance, backward: bool) -> Setting:
         qkv = contiguous(qkv)
         tokens, dim = qkv.shape[1], qkv.shape[2] // (n_heads + 2 * n_kv_heads)
         if dim > MOST_FEATURES:
@@ -175,7 +198,7 @@ class Setting:
         return cls(qkv, qk, n_heads, n_kv_heads, dim, causal, doc_start, doc_end,
                    None if alibi is None else contiguous(alibi),
                    window if window is not None and window < tokens else None,
-                   None if softcap is None else float(softcap))
+                   None if softcap is None else float(softcap), distance or (None, None))
 
     @property
     def tokens(self) -> int:
@@ -184,7 +207,7 @@ class Setting:
     @property
     def inputs(self) -> tuple:
         """Run-time parameters that every program begins with."""
-        return self.qk, self.qkv, self.doc_start, self.doc_end, self.slopes
+        return self.qk, self.qkv, self.doc_start, self.doc_end, self.slopes, *self.distance
 
     @property
     def numbers(self) -> tuple:
@@ -200,7 +223,19 @@ class Setting:
     @property
     def plain(self) -> bool:
         """Whether scores are products of queries and keys and nothing else, seen by all or by causality alone."""
-        return self.doc_start is None and self.slopes is None and self.window is None and self.softcap is None
+        shaping = self.doc_start, self.slopes, self.window, self.softcap, self.distance[0]
+        return all(part is None for part in shaping)
+
+    @property
+    def falling(self) -> dict:
+        """What the tuning table is told beside sizes: the distances of a tile take registers in a backward pass."""
+        return {} if self.distance[0] is None else {"distance": True}
+
+    def partials(self, programs: int) -> torch.Tensor | None:
+        """Where each program of a backward pass leaves its part of the gradients of reach and offset."""
+        if self.distance[0] is None:
+            return None
+        return memory.empty((programs, 2), torch.float32, self.qkv.device)
 
     def tile(self, kernel: str, **shape):
         """The entry of the tuning table for the element size and `shape`, heads of fewer than 32 counting as 32."""

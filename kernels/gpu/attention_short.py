@@ -12,13 +12,14 @@ import triton
 import triton.language as tl
 
 from .attention_scores import (
-    LN2, LOG2E, Setting, load_rows, load_tile, log2_scores, seeing_queries, store_tile, visible_keys,
+    LN2, LOG2E, Setting, add_distance_gradients, load_rows, load_tile, log2_scores, seeing_queries,
+    store_distance_gradients, store_tile, visible_keys,
 )
 from .launch import launch
 
 
 @triton.jit
-def _forward(qk, qkv, doc_start, doc_end, slopes, out, lse, tokens, window, softcap, scale,
+def _forward(qk, qkv, doc_start, doc_end, slopes, reach, offset, out, lse, tokens, window, softcap, scale,
              HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, DIM: tl.constexpr, COLUMNS: tl.constexpr,
              QK_WIDTH: tl.constexpr, WIDTH: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
              QUERIES: tl.constexpr, KEYS: tl.constexpr):
@@ -34,6 +35,8 @@ def _forward(qk, qkv, doc_start, doc_end, slopes, out, lse, tokens, window, soft
     k = load_tile(qk + (HEADS + key_head) * DIM, 0, tokens, QK_WIDTH, DIM, COLUMNS, KEYS, True)
     v = load_tile(qkv + (HEADS + KEY_HEADS + key_head) * DIM, 0, tokens, WIDTH, DIM, COLUMNS, KEYS, True)
     key = tl.arange(0, KEYS)
+    if reach is not None:
+        reach, offset = tl.load(reach).to(tl.float32), tl.load(offset).to(tl.float32)
     for head in range(key_head * (HEADS // KEY_HEADS), (key_head + 1) * (HEADS // KEY_HEADS)):
         slope = None
         if slopes is not None:
@@ -44,7 +47,7 @@ def _forward(qk, qkv, doc_start, doc_end, slopes, out, lse, tokens, window, soft
             low, high = visible_keys(query, tokens, doc_start, doc_end, window, CAUSAL)
             q = load_tile(qk + head * DIM, first, tokens, QK_WIDTH, DIM, COLUMNS, QUERIES, True)
             scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-            scores, _ = log2_scores(scores, query[:, None] - key[None, :], scale, softcap, slope)
+            scores, _, _ = log2_scores(scores, query[:, None] - key[None, :], scale, softcap, slope, reach, offset)
             seen = (key[None, :] >= low[:, None]) & (key[None, :] < high[:, None])
             scores = tl.where(seen, scores, float("-inf"))
             top = tl.max(scores, axis=1)
@@ -58,8 +61,8 @@ def _forward(qk, qkv, doc_start, doc_end, slopes, out, lse, tokens, window, soft
 
 
 @triton.jit
-def _backward(qk, qkv, doc_start, doc_end, slopes, dout, lse, dqkv, tokens, window, softcap, scale,
-              HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, DIM: tl.constexpr, COLUMNS: tl.constexpr,
+def _backward(qk, qkv, doc_start, doc_end, slopes, reach, offset, dout, lse, dqkv, partials, tokens, window, softcap,
+              scale, HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, DIM: tl.constexpr, COLUMNS: tl.constexpr,
               QK_WIDTH: tl.constexpr, WIDTH: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
               QUERIES: tl.constexpr, KEYS: tl.constexpr):
     """Scores lie with keys in rows: they are then as they must be to be a first factor for dk and dv."""
@@ -82,6 +85,9 @@ def _backward(qk, qkv, doc_start, doc_end, slopes, dout, lse, dqkv, tokens, wind
     high = tl.where(row < tokens, high, 0)
     dk = tl.zeros((KEYS, COLUMNS), tl.float32)
     dv = tl.zeros((KEYS, COLUMNS), tl.float32)
+    if reach is not None:
+        reach, offset = tl.load(reach).to(tl.float32), tl.load(offset).to(tl.float32)
+    sums = tl.zeros((KEYS,), tl.float32), tl.zeros((KEYS,), tl.float32)
     for head in range(key_head * (HEADS // KEY_HEADS), (key_head + 1) * (HEADS // KEY_HEADS)):
         slope = None
         if slopes is not None:
@@ -91,7 +97,8 @@ def _backward(qk, qkv, doc_start, doc_end, slopes, dout, lse, dqkv, tokens, wind
             q = load_tile(qk + head * DIM, first, tokens, QK_WIDTH, DIM, COLUMNS, QUERIES, True)
             do = load_tile(dout + head * DIM, first, tokens, HEADS * DIM, DIM, COLUMNS, QUERIES, True)
             product = tl.dot(k, tl.trans(q), input_precision=PRECISION)
-            scores, inner = log2_scores(product, query[None, :] - key[:, None], scale, softcap, slope)
+            away = query[None, :] - key[:, None]
+            scores, inner, fall = log2_scores(product, away, scale, softcap, slope, reach, offset)
             shift = load_rows(lse + (sequence * HEADS + head) * tokens, query, tokens, True) * LOG2E
             weights = tl.exp2(scores - shift[None, :])
             seen = (query[None, :] >= low[:, None]) & (query[None, :] < high[:, None])
@@ -99,7 +106,9 @@ def _backward(qk, qkv, doc_start, doc_end, slopes, dout, lse, dqkv, tokens, wind
             dv = tl.dot(weights.to(do.dtype), do, dv, input_precision=PRECISION)
             dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
             ds = weights * (dp - tl.sum(weights * dp, axis=0)[None, :])
-            if softcap is not None:
+            if reach is not None:
+                sums = add_distance_gradients(sums, ds, fall, away, 1)
+            if softcap is not None or reach is not None:
                 ds *= inner
             ds = ds.to(q.dtype)
             dk = tl.dot(ds, q, dk, input_precision=PRECISION)
@@ -107,6 +116,8 @@ def _backward(qk, qkv, doc_start, doc_end, slopes, dout, lse, dqkv, tokens, wind
             store_tile(dqkv + head * DIM, first, dq * scale, tokens, WIDTH, DIM, COLUMNS, QUERIES)
     store_tile(dqkv + of_keys, 0, dk * scale, tokens, WIDTH, DIM, COLUMNS, KEYS)
     store_tile(dqkv + of_values, 0, dv, tokens, WIDTH, DIM, COLUMNS, KEYS)
+    if reach is not None:
+        store_distance_gradients(partials, sums)
 
 
 def takes(setting: Setting) -> bool:
@@ -119,9 +130,12 @@ def run_forward(setting: Setting, out: torch.Tensor, lse: torch.Tensor) -> None:
            **_constants(setting, "attention_short_forward"))
 
 
-def run_backward(setting: Setting, dout: torch.Tensor, lse: torch.Tensor, dqkv: torch.Tensor) -> None:
-    launch(_backward, _grid(setting), *setting.inputs, dout, lse, dqkv, *setting.numbers,
-           **_constants(setting, "attention_short_backward", plain=setting.plain))
+def run_backward(setting: Setting, dout: torch.Tensor, lse: torch.Tensor, dqkv: torch.Tensor) -> torch.Tensor | None:
+    """Returns what the programs leave of the gradients of reach and offset, (programs, 2), if there are any."""
+    partials = setting.partials(*_grid(setting))
+    launch(_backward, _grid(setting), *setting.inputs, dout, lse, dqkv, partials, *setting.numbers,
+           **_constants(setting, "attention_short_backward", plain=setting.plain, **setting.falling))
+    return partials
 
 
 def _grid(setting: Setting) -> tuple[int]:

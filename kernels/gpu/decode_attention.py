@@ -21,7 +21,7 @@ SPLITS_AT_ONCE = 16
 
 
 @triton.jit
-def _partial(q, keys, values, lengths, alibi, tops, totals, out, window, softcap, scale, capacity,
+def _partial(q, keys, values, lengths, alibi, reach, offset, tops, totals, out, window, softcap, scale, capacity,
              HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, DIM: tl.constexpr, COLUMNS: tl.constexpr,
              ROWS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr):
     split, key_head, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -35,6 +35,9 @@ def _partial(q, keys, values, lengths, alibi, tops, totals, out, window, softcap
     if alibi is not None:
         slope = tl.load(alibi + key_head * GROUP + row, mask=row < GROUP, other=0.0).to(tl.float32)[:, None]
 
+    near, behind = None, None
+    if reach is not None:
+        near, behind = tl.load(reach).to(tl.float32), tl.load(offset).to(tl.float32)
     length = tl.load(lengths + sequence)
     low = length * 0
     if window is not None:
@@ -50,7 +53,7 @@ def _partial(q, keys, values, lengths, alibi, tops, totals, out, window, softcap
         known = (key < stop)[:, None] & (column < DIM)[None, :]
         place = cache + key.to(tl.int64)[:, None] * (KEY_HEADS * DIM) + column[None, :]
         product = tl.dot(query, tl.trans(tl.load(keys + place, mask=known, other=0.0)), input_precision=PRECISION)
-        scores, _ = log2_scores(product, (length - 1 - key)[None, :], scale, softcap, slope)
+        scores, _, _ = log2_scores(product, (length - 1 - key)[None, :], scale, softcap, slope, near, behind)
         scores = tl.where((key < stop)[None, :], scores, float("-inf"))
         higher = tl.maximum(top, tl.max(scores, axis=1))
         weight, shrunk = tl.exp2(scores - higher[:, None]), tl.exp2(top - higher)
@@ -89,8 +92,8 @@ def _together(tops, totals, parts, out, splits, DIM: tl.constexpr, COLUMNS: tl.c
 
 
 def forward(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, lengths: torch.Tensor,
-            window: int | None = None, alibi: torch.Tensor | None = None,
-            softcap: float | None = None) -> torch.Tensor:
+            window: int | None = None, alibi: torch.Tensor | None = None, softcap: float | None = None,
+            distance: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
     sequences, heads, dim = q.shape
     _, capacity, key_heads, _ = k_cache.shape
     options = dict(tuned("decode_attention", q.dtype, head_dim=dim))
@@ -102,10 +105,10 @@ def forward(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, lengt
     parts = memory.empty((sequences, heads, splits, dim), torch.float32, q.device)
     out = memory.empty(q.shape, q.dtype, q.device)
     launch(_partial, (splits, key_heads, sequences), contiguous(q), contiguous(k_cache), contiguous(v_cache), lengths,
-           alibi, tops, totals, parts, window, None if softcap is None else float(softcap), dim**-0.5, capacity,
-           HEADS=heads, KEY_HEADS=key_heads, DIM=dim, COLUMNS=columns,
-           ROWS=max(SMALLEST_ROWS, triton.next_power_of_2(heads // key_heads)), PRECISION=float32_precision(),
-           **options)
+           alibi, *(distance or (None, None)), tops, totals, parts, window,
+           None if softcap is None else float(softcap), dim**-0.5, capacity, HEADS=heads, KEY_HEADS=key_heads,
+           DIM=dim, COLUMNS=columns, ROWS=max(SMALLEST_ROWS, triton.next_power_of_2(heads // key_heads)),
+           PRECISION=float32_precision(), **options)
     launch(_together, (sequences * heads,), tops, totals, parts, out, splits, DIM=dim, COLUMNS=columns,
            SPLITS=triton.next_power_of_2(splits), ROWS=SPLITS_AT_ONCE)
     return out

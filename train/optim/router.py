@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from itertools import groupby
-from typing import Callable, Iterator, NamedTuple
+from typing import Callable, NamedTuple
 
 from engine import Arena, Module, Parameter
 from kernels import Stack
-from models.attention import GroupedQueryAttention
-from models.config import ModelConfig
-from models.feed_forward import SwiGLU
 
 HEAD = "head.weight"
 
@@ -52,25 +49,11 @@ def muon_matrices(model: Module, head: bool, per_head: bool) -> dict[str, tuple[
     belongs to one token (Jordan et al. 2024). Queries, keys and values, packed for speed, are matrices of their own,
     those of each attention head, too, if `per_head`; so are gate and up.
     """
-    packed = dict(entry for prefix, module in model.named_modules() for entry in _packed(prefix, module, per_head))
+    packed = {f"{prefix}.{name}": rows for prefix, module in model.named_modules() if hasattr(module, "packed")
+              for name, rows in module.packed(per_head).items()}
     found = {name: (parameter.data.shape, packed.get(name, (parameter.data.shape[-2],)))
              for name, parameter in model.named_parameters() if decayed(parameter) and (head or name != HEAD)}
     return {name: rows for name, (_, rows) in sorted(found.items(), key=lambda entry: entry[1])}
-
-
-def _packed(prefix: str, module: Module, per_head: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """A module's own parameters that hold several matrices one under the other, and the rows of each."""
-    if isinstance(module, GroupedQueryAttention):
-        yield f"{prefix}.qkv.weight", _heads(module.config, per_head)
-    elif isinstance(module, SwiGLU):
-        yield f"{prefix}.gate_up.weight", (module.config.d_ff,) * 2
-
-
-def _heads(config: ModelConfig, per_head: bool) -> tuple[int, ...]:
-    dim, keys = config.head_dim, config.n_kv_heads
-    if per_head:
-        return (dim,) * (config.n_heads + 2 * keys)
-    return config.n_heads * dim, keys * dim, keys * dim
 
 
 def stacks(arena: Arena, matrices: dict[str, tuple[int, ...]], scale: Callable[[int, int], float]) -> tuple[Stack, ...]:

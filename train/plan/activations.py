@@ -18,12 +18,13 @@ from train.plan.pool import Pool
 CHUNK_ELEMENTS = 1 << 22
 GPU_CHUNK_BYTES = 1_200_000_000
 QUERY_BLOCK, SCORE_ELEMENTS = 64, 200_000
-KNOWN = {"attention": ("grouped_query",), "feed_forward": ("swiglu",)}
+KNOWN = {"attention": ("grouped_query",), "feed_forward": ("swiglu",), "position": ("rope", "alibi", "none"),
+         "block": ("pre_norm",), "parametrisation": ("plain",), "final_norm": (True,)}
 
 
 def known(model: ModelConfig) -> bool:
-    """Whether there are formulas for the parts of a model."""
-    return model.attention in KNOWN["attention"] and model.feed_forward in KNOWN["feed_forward"]
+    """Whether there are formulas for the parts of a model; train/plan/measured.py is for the others."""
+    return all(getattr(model, setting) in values for setting, values in KNOWN.items())
 
 
 class Pass:

@@ -12,7 +12,7 @@ from models.config import ModelConfig
 from train.config import Config
 from train.curriculum import parse_shares
 from train.evaluate import BATCH_TOKENS
-from train.plan.activations import Pass, scratch_bytes
+from train.plan.activations import Pass, known, scratch_bytes
 from train.plan.machine import resident_bytes
 from train.plan.pool import Pool
 from train.plan.work import parameters
@@ -39,12 +39,13 @@ def memory_by_part(config: Config, micro_tokens: int, device: str) -> dict[str, 
     item = _activation_bytes(config, device, weight)
     threads = (config.run.threads or kernels.threads()) if on_cpu else 0
     scratch = 0
+    passes, scratch_of = (Pass, scratch_bytes) if known(model) else _measured()
     for rows, seq_len in micro_batches(config, micro_tokens):
-        Pass(pool, model, rows, seq_len, item, threads).train()
+        passes(pool, model, rows, seq_len, item, threads).train()
         if on_cpu:
-            scratch = max(scratch, scratch_bytes(model, rows, seq_len, threads, item))
+            scratch = max(scratch, scratch_of(model, rows, seq_len, threads, item))
     rows = max(1, BATCH_TOKENS // config.data.seq_len)
-    Pass(pool, model, rows, config.data.seq_len, item, threads).evaluate()
+    passes(pool, model, rows, config.data.seq_len, item, threads).evaluate()
     found.update(pool.made)
     working = _working_bytes(config, device)
     state = _optimizer_state(config, weight)
@@ -60,6 +61,14 @@ def memory_by_part(config: Config, micro_tokens: int, device: str) -> dict[str, 
     if "update_ratio" in config.run.statistics:
         found["statistics"] = trained
     return {name: size for name, size in found.items() if size}
+
+
+def _measured() -> tuple:
+    """As `Pass` and `scratch_bytes`, for parts without formulas."""
+    from train.plan import measured  # loads the engine's optimizers
+
+    return measured.MeasuredPass, lambda model, _rows, seq_len, threads, _item: measured.scratch_bytes(model, seq_len,
+                                                                                                       threads)
 
 
 def mapped_tokens(config: Config, text_bytes: int, bytes_per_token: float, steps: int) -> int:
@@ -97,7 +106,8 @@ def _with_weights(model: ModelConfig, device: str, weight: int) -> Pool:
     d, f, q, a = (model.d_model, model.d_ff, (model.n_heads + 2 * model.n_kv_heads) * model.head_dim,
                   model.n_heads * model.head_dim)
     tables = [model.vocab_size * d] * (1 if model.tie_embeddings else 2)
-    blocks = [pool.take(4 * count) for count in (*tables, *[q * d, a * d, 2 * f * d, f * d] * model.n_layers)]
+    up = 2 * f if model.feed_forward == "swiglu" else f
+    blocks = [pool.take(4 * count) for count in (*tables, *[q * d, a * d, up * d, f * d] * model.n_layers)]
     for pool.purpose in ("weights", "gradients"):
         if not pool.take(size := model.n_parameters() * weight):
             pool.made[pool.purpose] += size
@@ -131,7 +141,8 @@ def _optimizer_state(config: Config, weight: int) -> dict[str, int]:
 def muon_parameters(config: Config) -> int:
     """Trained values in the matrices that are Muon's."""
     parts = parameters(config.model)
-    return parts["attention"] + parts["feed-forward"] + (parts.get("head", 0) if config.optim.muon_head else 0)
+    layers = parts["attention"] + parts["feed-forward"] + parts.get("head mixing", 0)
+    return layers + (parts.get("head", 0) if config.optim.muon_head else 0)
 
 
 def _muon_scratch(config: Config) -> int:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
+from models import parts
 from models.config import ModelConfig
 
 
 def parameters(c: ModelConfig) -> dict[str, int]:
     """Trained values by part; they add up to `ModelConfig.n_parameters`."""
-    heads = 2 * (c.n_heads + c.n_kv_heads) * c.head_dim
-    found = {"embedding": c.vocab_size * c.d_model,
-             "attention": c.n_layers * c.d_model * heads,
-             "feed-forward": c.n_layers * 3 * c.d_model * c.d_ff,
-             "norms": c.n_layers * (2 * c.d_model + 2 * c.head_dim * c.qk_norm) + c.d_model,
-             "head": 0 if c.tie_embeddings else c.vocab_size * c.d_model}
-    return {name: count for name, count in found.items() if count}
+    return parts.n_parameters(c)
 
 
 def flops_per_token(c: ModelConfig, seq_len: int) -> dict[str, float]:
