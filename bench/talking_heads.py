@@ -50,7 +50,7 @@ def _engine_step(attend, batch: int, tokens: int):
     def step() -> None:
         for leaf in leaves:
             leaf.grad = None
-        run_backward([attend(*leaves)], [dout])
+        run_backward([(attend(*leaves), dout)])
 
     return step
 

@@ -1,0 +1,129 @@
+"""Which parts of the seed system's model help: `python -m bench.ablation --data TRAIN --val-data VALIDATION`.
+
+The base model and the seed's, and between them the base with one part of the seed's at a time, and the seed's with one
+of its own taken back. All at one size, on the same tokens in the same order, for the same minutes, judged by bits per
+byte of the whole validation text. The runs take turns, AT_ONCE at a time (bench/turns.py). Progress and a table go to
+stderr, one JSON line to stdout; --write puts that into bench/results/ with a plot.
+
+A model of seconds says little about one of weeks: read it as what the first minutes of training are like.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from bench.record import machine, write_results
+from bench.turns import Result, Side, run_in_turns
+from engine import UserError
+from models.config import JERRY
+from train.command import Parser, run_command
+
+PARTS = {
+    "its positions": {"position": "jerry"},
+    "its attention, heads apart": {"attention": "jerry", "position": "jerry", "head_mixing": False, "qk_norm": False},
+    "its attention": {"attention": "jerry", "position": "jerry", "qk_norm": False},
+    "its feed-forward part": {"feed_forward": "relu", "d_ff": 768},
+    "its norms": {"block": "post_norm", "final_norm": False},
+    "its scalars": {"parametrisation": "affine"},
+    "its first weights": {"initialisation": "xavier"},
+    "its dropout": {"dropout": 0.1},
+}
+"""What becomes of the base model's settings, by the part that is put in."""
+BACK = {
+    "our attention": {"attention": "grouped_query", "qk_norm": True},
+    "rotary positions, our attention": {"attention": "grouped_query", "position": "rope", "qk_norm": True},
+    "heads apart": {"head_mixing": False},
+    "our feed-forward part": {"feed_forward": "swiglu", "d_ff": 512},
+    "our norms": {"block": "pre_norm", "final_norm": True},
+    "no scalars": {"parametrisation": "plain"},
+    "our first weights": {"initialisation": "normal"},
+    "no dropout": {"dropout": 0.0},
+}
+"""What becomes of the seed's settings, by the part that is taken back."""
+AT_ONCE = 10  # processes, each with a model
+RECIPE = ("optim.lr=3e-4", "optim.betas=0.9,0.98", "optim.eps=1e-7", "optim.warmup=quadratic", "optim.optimizer=muon",
+          "optim.muon_momentum=0.9", "optim.muon_nesterov=false", "optim.muon_steps=20",
+          "optim.muon_coefficients=classical", "optim.muon_per_head=true", "optim.muon_head=true")
+"""The seed's optimizer."""
+
+
+def sides(minutes: float) -> dict[str, Side]:
+    """All runs by name; the seed's have the width of feed-forward that makes their parameters as many as the base's."""
+    seed = {**JERRY, "d_ff": 768}
+
+    def side(settings: dict, *more: str) -> Side:
+        texts = (f"model.{key}={str(value).lower() if isinstance(value, bool) else value}"
+                 for key, value in settings.items())
+        return Side((*texts, *more), minutes)
+
+    found = {"base": side({}), "base, Muon": side({}, "optim.optimizer=muon")}
+    found |= {f"base with {name}": side(changes) for name, changes in PARTS.items()}
+    found |= {"seed": side(seed), "seed, its optimizer": side(seed, *RECIPE)}
+    return found | {f"seed with {name}": side({**seed, **changes}) for name, changes in BACK.items()}
+
+
+def table(results: dict[str, Result]) -> str:
+    """Markdown, best first, with the distance to the base."""
+    base = results["base"].bits_per_byte if "base" in results else float("nan")
+    rows = sorted(results.items(), key=lambda entry: entry[1].bits_per_byte)
+    lines = ["| model | bits per byte | to base | steps |", "|---|---:|---:|---:|"]
+    return "\n".join(lines + [f"| {name} | {result.bits_per_byte:.4f} | {result.bits_per_byte - base:+.4f} | "
+                              f"{result.steps:,} |" for name, result in rows]) + "\n"
+
+
+def plot(results: dict[str, Result], path: Path) -> None:
+    """Bits per byte as bars, best first; PNG."""
+    from matplotlib.figure import Figure
+
+    rows = sorted(results.items(), key=lambda entry: -entry[1].bits_per_byte)
+    losses = [result.bits_per_byte for _, result in rows]
+    figure = Figure(figsize=(8, 0.9 + 0.3 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    colours = ["#d62728" if name.startswith("seed") else "#1f77b4" for name, _ in rows]
+    bars = axes.barh([name for name, _ in rows], losses, color=colours)
+    axes.bar_label(bars, [f"{loss:.3f}" for loss in losses], fontsize=8, padding=3)
+    axes.set_xlim(0.95 * min(losses), 1.02 * max(losses))
+    axes.set_xlabel("validation bits per byte (the axis does not begin at 0)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150, format="png")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(prog="python -m bench.ablation", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, metavar="PATH", help="text to train on")
+    parser.add_argument("--val-data", required=True, metavar="PATH", help="text to judge by")
+    parser.add_argument("--minutes", type=float, default=3.0, help="of each run")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="some of the runs")
+    parser.add_argument("--preset", default="demo", help="whose data and sizes (default: demo)")
+    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="section.key=value",
+                        help="for all runs")
+    parser.add_argument("--write", action="store_true", help="results to bench/results/ablation-*")
+    arguments = parser.parse_args(argv)
+    known = sides(arguments.minutes)
+    unknown = [name for name in arguments.only or () if name not in known]
+    if unknown:
+        raise UserError(f"--only takes some of {'; '.join(known)}: got {unknown[0]}")
+    arguments.threads, arguments.compile_peer = torch.get_num_threads(), False
+    chosen = {name: side for name, side in known.items() if not arguments.only or name in arguments.only}
+    results: dict[str, Result] = {}
+    for first in range(0, len(chosen), AT_ONCE):
+        results |= run_in_turns(arguments, arguments.seed, dict(list(chosen.items())[first: first + AT_ONCE]))
+    print(table(results), file=sys.stderr)
+    found = {"machine": machine(arguments.threads), "minutes": arguments.minutes, "seed": arguments.seed,
+             "runs": {name: asdict(result) for name, result in results.items()}}
+    print(json.dumps(found))
+    if arguments.write:
+        print(write_results("ablation", found, lambda path: plot(results, path)), file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
