@@ -94,6 +94,6 @@ def _forward(qk, qkv, doc_start, doc_end, slopes, reach, offset, out, lse, token
 
 
 def run(setting: Setting, out: torch.Tensor, lse: torch.Tensor) -> None:
-    config = setting.tile("attention_forward", head_dim=setting.dim)
+    config = setting.tile("attention_forward", head_dim=setting.dim, **setting.falling)
     programs = triton.cdiv(setting.tokens, config["QUERIES"]) * len(setting.qkv) * setting.heads
     launch(_forward, (programs,), *setting.inputs, out, lse, *setting.numbers, **setting.constants, **config)

@@ -228,7 +228,7 @@ class Setting:
 
     @property
     def falling(self) -> dict:
-        """What the tuning table is told beside sizes: the distances of a tile take registers in a backward pass."""
+        """What the tuning table is told beside sizes: the distances of a tile take registers."""
         return {} if self.distance[0] is None else {"distance": True}
 
     def partials(self, programs: int) -> torch.Tensor | None:
