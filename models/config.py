@@ -70,6 +70,8 @@ class ModelConfig:
             raise UserError(f"model.n_heads must be a multiple of n_kv_heads: got {self.n_heads} and {self.n_kv_heads}")
         if self.attention == "jerry" and self.position != "jerry":
             raise UserError(f"model.position must be jerry where attention is jerry: got {self.position!r}")
+        if self.attention == "jerry" and self.qk_norm:
+            raise UserError("model.qk_norm must be false where attention is jerry: got true")
         if self.attention == "jerry" and self.n_kv_heads != self.n_heads:
             raise UserError("model.n_kv_heads must be n_heads where attention is jerry: "
                             f"got {self.n_kv_heads} and {self.n_heads}")

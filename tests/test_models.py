@@ -183,6 +183,7 @@ def test_decay_leaves_out_gains_and_embeddings():
     ({"dropout": float("nan")}, "dropout"),
     ({"dtype": "float16"}, "dtype must be one of float32, float64: got 'float16'"),
     ({"residual_init": "one"}, "residual_init must be one of"),
+    ({"attention": "jerry", "position": "jerry"}, "qk_norm must be false where attention is jerry: got true"),
     ({"attention": "linear"}, "attention must be one of grouped_query, jerry: got 'linear'"),
     ({"feed_forward": "gelu"}, "feed_forward must be one of swiglu, relu: got 'gelu'"),
 ])
