@@ -6,7 +6,7 @@ from argparse import Namespace
 import pytest
 
 from bench import ablation, same_minutes
-from bench.turns import Result, Side, run_in_turns
+from bench.turns import Result, Run, Side, run_in_turns
 from train.errors import UserError
 
 TINY = ["model.n_layers=1", "model.d_model=16", "model.n_heads=2", "model.head_dim=0", "model.d_ff=16",
@@ -22,6 +22,18 @@ def arguments(tmp_path, monkeypatch):
                      settings=["tokenizer.path=bytes", *TINY], minutes=0.01, threads=1, compile_peer=False)
 
 
+@pytest.mark.parametrize("side", [Side(minutes=0.002, peer=True), Side(("optim.optimizer=muon",), steps=3)],
+                         ids=["peer", "muon"])
+def test_a_run_goes_as_far_as_it_is_told(arguments, side):
+    run = Run(arguments, "side", side, 0)
+    assert not run.turn(0.4) and 0.4 <= run.share < 1.0
+    assert run.turn(1.0)
+    result = run.result()
+    assert result.steps == (side.steps or result.steps) and result.tokens == 64 * result.steps
+    assert 1.0 < result.bits_per_byte < 20.0
+
+
+@pytest.mark.slow
 def test_sides_see_the_same_text_and_end_their_time_or_their_steps(arguments):
     sides = {"peer": Side(minutes=0.005, peer=True), "muon": Side(("optim.optimizer=muon",), steps=3)}
     found = run_in_turns(arguments, 0, sides)
