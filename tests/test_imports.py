@@ -90,3 +90,11 @@ def test_files_can_be_read_in_one_sitting():
     files = source_files(*PRODUCT, "bench")
     assert too_long({str(file): len((ROOT / file).read_text().splitlines()) for file in files}) == []
     assert too_long({"a.py": LONGEST_FILE + 1, "b.py": 10}) == [f"a.py: {LONGEST_FILE + 1} lines"]
+
+
+def test_every_package_is_installed():
+    tomllib = pytest.importorskip("tomllib")
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    tops = ("engine", "kernels", "tokenizer", "models", "train", "bench")
+    found = {".".join(path.parent.relative_to(ROOT).parts) for top in tops for path in (ROOT / top).rglob("__init__.py")}
+    assert sorted(listed) == sorted(found)
