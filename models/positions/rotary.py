@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from engine import Parameter
-from models.config import ModelConfig
 from models.context import ContextConfig
 from models.positions.none import AttentionPosition
 from models.positions.scaling import frequencies, temperature
