@@ -39,8 +39,9 @@ def test_cache_changes_no_greedy_id(changes, context):
 
 @pytest.mark.parametrize("changes", [
     {}, {"qk_norm": False, "tie_embeddings": True},
-    {"position": "jerry", "attention": "jerry", "n_kv_heads": 4, "head_mixing": False},
-    {"position": "jerry", "attention": "jerry", "n_kv_heads": 4, "parametrisation": "affine", "block": "post_norm"},
+    {"position": "jerry", "attention": "jerry", "n_kv_heads": 4, "qk_norm": False, "head_mixing": False},
+    {"position": "jerry", "attention": "jerry", "n_kv_heads": 4, "qk_norm": False, "parametrisation": "affine",
+     "block": "post_norm"},
 ])
 def test_decoding_on_a_gpu_changes_no_greedy_id(changes):
     model = disturbed(CONFIG.with_(max_seq_len=8, **changes)).eval()
