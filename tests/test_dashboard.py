@@ -333,8 +333,8 @@ def test_garbage_on_the_port_hurts_nobody(client):
                 connection.sendall(garbage)
                 connection.shutdown(socket.SHUT_WR)
                 assert connection.recv(12) in (b"", b"HTTP/1.1 400")
-            except (BrokenPipeError, ConnectionResetError):
-                pass
+            except OSError:
+                pass  # the server has hung up already
     assert client.ask("GET", "/api/runs")[0] == 200
 
 
