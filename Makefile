@@ -5,6 +5,7 @@
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+WORKERS ?= auto
 ARGS ?=
 PY = .venv/bin/python
 HAS_GPU := $(shell command -v nvidia-smi)
@@ -19,7 +20,7 @@ chat: .venv/ready
 	$(PY) -m models.chat $(ARGS)
 
 test: .venv/ready-test
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal $(ARGS)
 
 test-slow: .venv/ready-test
 	$(PY) -m pytest -m slow $(ARGS)
