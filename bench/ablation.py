@@ -10,19 +10,12 @@ A model of seconds says little about one of weeks: read it as what the first min
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
-from bench.record import machine, write_results
-from bench.turns import Result, Side, run_in_turns
+from bench.turns import Result, Side, contest_parser, run_in_turns, tell
 from engine import UserError
 from models.config import JERRY
-from train.command import Parser, run_command
+from train.command import run_command
 
 PARTS = {
     "its positions": {"position": "jerry"},
@@ -95,33 +88,18 @@ def plot(results: dict[str, Result], path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m bench.ablation", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, metavar="PATH", help="text to train on")
-    parser.add_argument("--val-data", required=True, metavar="PATH", help="text to judge by")
-    parser.add_argument("--minutes", type=float, default=3.0, help="of each run")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = contest_parser("ablation", __doc__, minutes=3.0)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="some of the runs")
-    parser.add_argument("--preset", default="demo", help="whose data and sizes (default: demo)")
-    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="section.key=value",
-                        help="for all runs")
-    parser.add_argument("--write", action="store_true", help="results to bench/results/ablation-*")
     arguments = parser.parse_args(argv)
     known = sides(arguments.minutes)
     unknown = [name for name in arguments.only or () if name not in known]
     if unknown:
         raise UserError(f"--only takes some of {'; '.join(known)}: got {unknown[0]}")
-    arguments.threads, arguments.compile_peer = torch.get_num_threads(), False
     chosen = {name: side for name, side in known.items() if not arguments.only or name in arguments.only}
     results: dict[str, Result] = {}
     for first in range(0, len(chosen), AT_ONCE):
         results |= run_in_turns(arguments, arguments.seed, dict(list(chosen.items())[first: first + AT_ONCE]))
-    print(table(results), file=sys.stderr)
-    found = {"machine": machine(arguments.threads), "minutes": arguments.minutes, "seed": arguments.seed,
-             "runs": {name: asdict(result) for name, result in results.items()}}
-    print(json.dumps(found))
-    if arguments.write:
-        print(write_results("ablation", found, lambda path: plot(results, path)), file=sys.stderr)
+    tell("ablation", arguments, results, table(results), plot)
     return 0
 
 

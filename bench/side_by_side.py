@@ -15,11 +15,12 @@ import importlib
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 import traceback
 from dataclasses import dataclass, field
+
+from bench.worker import Worker
 
 SETTLE_SECONDS = 0.01  # after its turn a pool's threads may spin for some milliseconds before they sleep
 
@@ -53,9 +54,11 @@ class Contest:
 
     def __init__(self, contestants: dict[str, str], threads: int | None = None,
                  environment: dict[str, dict[str, str]] | None = None):
-        self.workers = {}
-        for name, target in contestants.items():
-            self.workers[name] = _Worker(name, target, threads or available_cores(), (environment or {}).get(name, {}))
+        count = str(threads or available_cores())
+        settings = {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "LOAM_THREADS": count}
+        self.workers = {name: Worker(name, "bench.side_by_side", target,
+                                     environment={**settings, **(environment or {}).get(name, {})})
+                        for name, target in contestants.items()}
 
     def __enter__(self) -> Contest:
         return self
@@ -110,38 +113,6 @@ def peak_mb() -> float:
 
         # Not used on Linux, where it starts from the parent's size; macOS counts bytes.
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-class _Worker:
-    """The other end of a worker process: one JSON line out, one back."""
-
-    def __init__(self, name: str, target: str, threads: int, environment: dict[str, str]):
-        self.name = name
-        count = str(threads)
-        settings = {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "LOAM_THREADS": count, **environment}
-        self.process = subprocess.Popen([sys.executable, "-m", "bench.side_by_side", target], text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **settings})
-
-    def ask(self, request: dict) -> dict:
-        try:
-            print(json.dumps(request), file=self.process.stdin, flush=True)
-            line = self.process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            raise RuntimeError(f"the worker of {self.name} ended with code {self.process.wait()}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise RuntimeError(f"the worker of {self.name} failed:\n{answer['error']}")
-        return answer
-
-    def close(self) -> None:
-        try:
-            self.process.stdin.close()
-        except BrokenPipeError:
-            pass
-        self.process.wait()
-        self.process.stdout.close()
 
 
 class _Contestant:

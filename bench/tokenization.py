@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from argparse import Namespace, RawDescriptionHelpFormatter
@@ -36,13 +35,14 @@ from rich.console import Console
 
 from bench.record import machine, write_results
 from bench.side_by_side import available_cores
-from bench.tokenization_contest import ROOT, SLOW, Contest, ContestantError, Corpus, make_corpus
+from bench.tokenization_contest import SLOW, Contest, ContestantError, Corpus, make_corpus
 from bench.tokenization_goals import (PROJECTED_BYTES, PROJECTED_MEMORY, compression_table, goals, projected_memory,
                                       projection, same_ids, scaling, speeds_table)
 from bench.tokenization_report import plot, tables
 from bench.tokenization_rivals import CONTESTANTS
 from bench.tokenization_text import (KINDS, RANDOM_STRINGS, Document, draw, is_held_out, read_documents,
                                      write_texts)
+from bench.worker import Worker
 from tokenizer import TokenizerError
 from train.command import Parser, run_command
 
@@ -183,27 +183,28 @@ def hard(contest: Contest, corpus: Corpus, size: int, passes: int) -> dict:
 
 def models(contest: Contest, corpus: Corpus, documents: list[Document], folder: Path,
            arguments: Namespace) -> list[dict]:
-    """A small model on each vocabulary of the smaller text, one after the other."""
+    """A small model on each vocabulary of the smaller text, at once, each with its share of the threads."""
     validation = folder / "text" / "model-validation.jsonl"
     held = [document for document in documents if is_held_out(document.text)]
     write_texts(validation, [text for _, text in draw(held, VALIDATION_BYTES)])
-    rows = []
-    for name in ("ours", "tokenizers"):
-        trained = name in contest.versions and contest.train(name, corpus.small, arguments.model_vocab_size)
-        if not trained:
-            continue
-        contest.say(f"a model for {arguments.minutes:g} minutes: {name}")
-        request = {"contestant": name, "folder": trained["folder"], "train": corpus.small, "seed": 0,
-                   "validation": str(validation), "minutes": arguments.minutes, "cache": str(folder / "cache"),
-                   "threads": arguments.threads}
-        done = subprocess.run([sys.executable, "-m", "bench.tokenization_model"], input=json.dumps(request) + "\n",
-                              text=True, stdout=subprocess.PIPE, cwd=ROOT)
-        lines = done.stdout.splitlines()
-        found = json.loads(lines[-1]) if lines else {"error": f"the process ended with code {done.returncode}"}
-        if "error" in found:
-            raise ContestantError(f"the model on {name}: {found['error']}")
-        rows.append({"contestant": name, **found})
-    return rows
+    names = [name for name in ("ours", "tokenizers") if name in contest.versions]
+    vocabularies = {name: contest.train(name, corpus.small, arguments.model_vocab_size) for name in names}
+    workers: list[Worker] = []
+    try:
+        for name in filter(vocabularies.get, names):
+            contest.say(f"a model for {arguments.minutes:g} minutes: {name}")
+            workers.append(Worker(name, "bench.tokenization_model"))
+            workers[-1].ask({"contestant": name, "folder": vocabularies[name]["folder"], "train": corpus.small,
+                             "seed": 0, "validation": str(validation), "minutes": arguments.minutes,
+                             "cache": str(folder / "cache"), "threads": max(1, arguments.threads // len(names))})
+        for worker in workers:
+            worker.send({})
+        return [{"contestant": worker.name, **worker.receive()} for worker in workers]
+    except RuntimeError as error:
+        raise ContestantError(f"the model on {error}") from None
+    finally:
+        for worker in workers:
+            worker.close()
 
 
 def main(argv: list[str] | None = None) -> int:

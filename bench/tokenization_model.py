@@ -1,7 +1,7 @@
 """Whether a vocabulary matters: one small model trained the same minutes on each, and bits per byte of the same text.
 
-    echo '{"contestant": NAME, "folder": DIR, "train": FILE, "validation": FILE, "minutes": 2, ...}' |
-        python -m bench.tokenization_model
+A process of `bench.tokenization` (bench/worker.py): asked once it makes ready, asked again it trains and tells where that
+ended. So two of them train at once, on the same machine in the same minutes.
 
 The model is that of preset `demo`, its optimizer too; the learning rate follows the share of the minutes that is spent.
 Seconds count batches and steps; they leave out reading, evaluation and one step on a model that is thrown away.
@@ -9,14 +9,12 @@ Seconds count batches and steps; they leave out reading, evaluation and one step
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
 import sys
 import time
-import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +25,13 @@ from bench.tokenization_rivals import byte_of_character
 from models.decoder import Decoder
 from tokenizer import ByteTokenizer, Tokenizer, load
 from tokenizer.interface import SPECIAL_NAMES, to_utf8
-from train.data import Batches, TokenStream, prepare
+from train.data import Batches, Corpus, TokenStream, prepare
 from train.evaluate import evaluate
 from train.loop import Loop, next_token_loss
 from train.optim import make_optimizer
 from train.presets import PRESETS
 from train.schedule import learning_rate
+from train.sections import OptimConfig
 
 SCHEDULE_STEPS = 10_000
 EVALUATION_ROWS = 16
@@ -88,8 +87,9 @@ def tokenizer_of(contestant: str, folder: str) -> Tokenizer:
     return HuggingFaceTokenizer(folder) if contestant == "tokenizers" else load(folder)
 
 
-def train(contestant: str, folder: str, train: str, validation: str, minutes: float, seed: int, cache: str) -> dict:
-    """Bits per byte of the validation file's text after `minutes` of steps."""
+def prepared(contestant: str, folder: str, train: str, validation: str, minutes: float, seed: int,
+             cache: str) -> Callable[[], dict]:
+    """All that comes before the training; what is returned trains, and tells bits per byte of the validation text."""
     tokenizer = tokenizer_of(contestant, folder)
     corpus = prepare([train], tokenizer, val_paths=[validation], cache_dir=cache, workers=1)
     preset = PRESETS["demo"]
@@ -106,16 +106,21 @@ def train(contestant: str, folder: str, train: str, validation: str, minutes: fl
                     micro_tokens=preset.data.batch_tokens)
 
     loop().step(0.0)
-    trained, seconds, budget, steps = loop(), 0.0, minutes * 60.0, 0
+    return lambda: trained(loop(), corpus, tokenizer, minutes * 60.0, schedule, length, preset.data.doc_mask)
+
+
+def trained(loop: Loop, corpus: Corpus, tokenizer: Tokenizer, budget: float, schedule: OptimConfig, length: int,
+            doc_mask: bool) -> dict:
+    """Trains for so many seconds."""
+    seconds, steps = 0.0, 0
     while seconds < budget:
         begin = time.perf_counter()
-        rate = learning_rate(1 + int(SCHEDULE_STEPS * seconds / budget), SCHEDULE_STEPS, schedule)
-        trained.step(rate)
+        loop.step(learning_rate(1 + int(SCHEDULE_STEPS * seconds / budget), SCHEDULE_STEPS, schedule))
         seconds += time.perf_counter() - begin
         steps += 1
-    sweep = Batches(TokenStream(corpus.validation, shuffle=False), length, tokenizer, preset.data.doc_mask)
-    found = evaluate(trained.model, sweep.sweep(EVALUATION_ROWS))
-    tokens = trained.position.cursor
+    sweep = Batches(TokenStream(corpus.validation, shuffle=False), length, tokenizer, doc_mask)
+    found = evaluate(loop.model, sweep.sweep(EVALUATION_ROWS))
+    tokens = loop.position.cursor
     size = round(tokens * corpus.train.bytes / corpus.train.tokens)
     return {"bits_per_byte": found.bits_per_byte, "loss": found.loss, "steps": steps, "seconds": seconds,
             "tokens": tokens, "train_bytes": size, "epochs": tokens / corpus.train.tokens,
@@ -124,17 +129,15 @@ def train(contestant: str, folder: str, train: str, validation: str, minutes: fl
 
 
 def main() -> None:
+    answers, sys.stdout = sys.stdout, sys.stderr
     request = json.loads(sys.stdin.readline())
     threads = request.pop("threads")
     torch.set_num_threads(threads)
     kernels.set_threads(threads)
-    with contextlib.redirect_stdout(sys.stderr):
-        try:
-            answer = train(**request)
-        except Exception as error:
-            traceback.print_exc()
-            answer = {"error": f"{type(error).__name__}: {error}"}
-    print(json.dumps(answer), flush=True)
+    run = prepared(**request)
+    print(json.dumps({}), file=answers, flush=True)
+    sys.stdin.readline()
+    print(json.dumps(run()), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -11,19 +11,22 @@ import argparse
 import dataclasses
 import json
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch
 
 import kernels
 from bench.peers.decoder import TorchDecoder
+from bench.record import machine, write_results
+from bench.worker import Worker
 from engine import UserError
 from models.decoder import Decoder
 from train.arguments import arguments_from, given_values
+from train.command import Parser
 from train.config import Config
 from train.configure import new_config, with_vocabulary
 from train.curriculum import Curriculum
@@ -58,7 +61,7 @@ class Side:
 
 @dataclass
 class Result:
-    """One run: what it took, and where it ended."""
+    """One run: what it took, where it ended, and (seconds, steps, bits per byte) on the way."""
 
     side: str
     seed: int
@@ -66,6 +69,7 @@ class Result:
     steps: int
     tokens: int
     bits_per_byte: float
+    curve: list[tuple[float, int, float]] = field(default_factory=list)
 
 
 class Ours:
@@ -178,53 +182,66 @@ class Run:
         return Result(self.name, self.seed, round(self.seconds, 2), self.taken, self.cursor, round(found, 4))
 
 
-class Apart:
-    """A run in a process of its own, which works only while it is its turn."""
-
-    def __init__(self, arguments: argparse.Namespace, name: str, side: Side, seed: int):
-        self.name = f"{name}, seed {seed}"
-        self.process = subprocess.Popen([sys.executable, "-m", "bench.turns"], text=True, stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE)
-        self.ask({"arguments": vars(arguments), "name": name, "side": asdict(side), "seed": seed})
-
-    def ask(self, request: dict) -> dict:
-        try:
-            print(json.dumps(request), file=self.process.stdin, flush=True)
-            line = self.process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            raise UserError(f"{self.name}: the run ended with code {self.process.wait()}")
-        return json.loads(line)
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
-
-
-def run_in_turns(arguments: argparse.Namespace, seed: int, sides: dict[str, Side]) -> dict[str, Result]:
-    """The results of sides by their names.
+def run_in_turns(arguments: argparse.Namespace, seed: int, sides: dict[str, Side], looks: int = 0) -> dict[str, Result]:
+    """The results of sides by their names; UserError when a run ends before that.
 
     Args:
         arguments: data, val_data, preset, settings, minutes (of a whole run), threads, compile_peer.
+        looks: how often a run is evaluated before its end.
     """
     turns, found = max(1, round(60.0 * arguments.minutes / TURN_SECONDS)), {}
-    runs = {name: Apart(arguments, name, side, seed) for name, side in sides.items()}
+    runs: dict[str, Worker] = {}
+    curves: dict[str, list[tuple[float, int, float]]] = {name: [] for name in sides}
     try:
+        for name, side in sides.items():
+            runs[name] = Worker(f"{name}, seed {seed}", "bench.turns")
+            runs[name].ask({"arguments": vars(arguments), "name": name, "side": asdict(side), "seed": seed})
         for turn in range(1, turns + 1):
-            for run in runs.values():
+            for name, run in runs.items():
                 told = run.ask({"share": turn / turns})
                 if turn % SHOWN_EVERY == 0 or told["over"]:
                     print(f"{run.name}: {told['seconds']:.0f} s, step {told['step']}, training loss {told['loss']:.4f}",
                           file=sys.stderr)
+                if turn * (looks + 1) % turns < looks + 1 and turn < turns:
+                    looked = run.ask({"result": True})
+                    curves[name].append((looked["seconds"], looked["steps"], looked["bits_per_byte"]))
         for name, run in runs.items():
-            found[name] = result = Result(**run.ask({"result": True}))
+            found[name] = result = Result(**run.ask({"result": True}) | {"curve": curves[name]})
             print(f"{run.name}: {result.bits_per_byte:.4f} bits per byte after {result.steps:,} steps, "
                   f"{result.seconds:.0f} s", file=sys.stderr)
+    except RuntimeError as error:
+        raise UserError(str(error)) from None
     finally:
         for run in runs.values():
             run.close()
     return found
+
+
+def contest_parser(name: str, description: str, minutes: float) -> Parser:
+    """The flags that contests share."""
+    parser = Parser(prog=f"python -m bench.{name}", description=description,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, metavar="PATH", help="text to train on")
+    parser.add_argument("--val-data", required=True, metavar="PATH", help="text to judge by")
+    parser.add_argument("--minutes", type=float, default=minutes, help="of each run")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--preset", default="demo", help="whose data and sizes (default: demo)")
+    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="section.key=value",
+                        help="for all runs")
+    parser.add_argument("--write", action="store_true", help=f"results to bench/results/{name.replace('_', '-')}-*")
+    parser.set_defaults(threads=torch.get_num_threads(), compile_peer=False)
+    return parser
+
+
+def tell(name: str, arguments: argparse.Namespace, results: dict[str, Result], table: str,
+         plot: Callable[[dict[str, Result], Path], None]) -> None:
+    """The table to stderr, one JSON line to stdout, and with --write both it and the plot to bench/results/."""
+    print(table, file=sys.stderr)
+    found = {"machine": machine(arguments.threads), "minutes": arguments.minutes, "seed": arguments.seed,
+             "runs": {side: asdict(result) for side, result in results.items()}}
+    print(json.dumps(found))
+    if arguments.write:
+        print(write_results(name.replace("_", "-"), found, lambda path: plot(results, path)), file=sys.stderr)
 
 
 def main() -> None:

@@ -68,8 +68,8 @@ def test_both_sides_get_the_same_threads(environment):
 
 
 @pytest.mark.parametrize("target, message", [
-    ("contestants:broken", "worker of a failed:\n(.|\n)*ValueError: no 7 of these"),
-    ("contestants:missing", "has no attribute 'missing'"), ("contestants:dies", "worker of a ended with code 3"),
+    ("contestants:broken", "a: the process failed:\n(.|\n)*ValueError: no 7 of these"),
+    ("contestants:missing", "has no attribute 'missing'"), ("contestants:dies", "a: the process ended with code 3"),
 ])
 def test_failures_are_told(environment, target, message):
     with pytest.raises(RuntimeError, match=message):

@@ -43,7 +43,7 @@ def test_sides_see_the_same_text_and_end_their_time_or_their_steps(arguments):
 
 
 def test_a_side_that_breaks_is_named(arguments):
-    with pytest.raises(UserError, match="broken, seed 0: the run ended with code"):
+    with pytest.raises(UserError, match="broken, seed 0: the process ended with code"):
         run_in_turns(arguments, 0, {"broken": Side(("model.n_layers=0",), steps=1)})
 
 
