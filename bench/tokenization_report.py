@@ -8,9 +8,10 @@ from pathlib import Path
 from rich.table import Table
 
 from bench.tokenization_goals import MIX, Goal, goals
+from bench.tokenization_rivals import CONTESTANTS
 
 KIND_NAMES = {"zh": "Chinese", "en": "English", "code": "code", MIX: "mix"}
-BLUE, OTHERS = "#1f77b4", ["#d62728", "#ff7f0e", "#2ca02c", "#9467bd", "#8c564b", "#7f7f7f"]
+COLOURS = ["#1f77b4", "#d62728", "#ff7f0e", "#2ca02c", "#9467bd", "#8c564b", "#7f7f7f"]
 
 
 def tables(results: dict) -> Iterator[Table]:
@@ -118,11 +119,10 @@ def plot(results: dict, path: Path) -> None:
 
 
 def _bars(axes, groups: list[str], heights: dict[str, list[float]], form: str) -> None:
-    """Bars side by side, one colour for each name, the height written above."""
+    """Bars side by side, one colour for each contestant, the height written above."""
     width = 0.84 / len(heights)
-    others = iter(OTHERS * 2)
     for i, (name, values) in enumerate(heights.items()):
-        colour = BLUE if name.startswith("ours") else next(others)
+        colour = COLOURS[list(CONTESTANTS).index(name.split()[0]) % len(COLOURS)]
         places = [group + (i - (len(heights) - 1) / 2) * width for group in range(len(groups))]
         bars = axes.bar(places, values, width * 0.94, label=name, color=colour)
         axes.bar_label(bars, [form.format(value) if value == value else "" for value in values], fontsize=7, padding=2)
