@@ -16,12 +16,12 @@ def frequencies(features: int, base: float, context: ContextConfig) -> np.ndarra
     """Radians a token of each pair of features: float64 [features / 2].
 
     linear: theta / s, position interpolation (arXiv 2306.15595, section 2.3).
-    ntk: base s^(R / (R - 2)), so that the slowest pair turns by theta / s and the fastest as before (arXiv 2309.00071,
-        section 3.1).
+    ntk: base s^(R / (R - 2)), so that the slowest pair turns by theta / s and the fastest as before ("NTK-aware" in
+        arXiv 2309.00071).
     abf: a base that is given; the paper takes 500,000 (arXiv 2309.16039, section 2.1).
-    yarn: theta (1 - g) + g theta / s (arXiv 2309.00071, section 3.2): g falls from 1 for pairs that make no more than
-        `slow_turns` within the trained length to 0 for those that make `fast_turns` or more, linearly in the number of
-        turns. The paper takes 1 and 32 for its models, and wants them tuned for others.
+    yarn: theta (1 - g) + g theta / s ("NTK-by-parts" in arXiv 2309.00071): g falls from 1 for pairs that make no
+        more than `slow_turns` within the trained length to 0 for those that make `fast_turns` or more, linearly in the
+        number of turns. The paper takes 1 and 32 for its models, and wants them tuned for others.
     none and dca: theta.
     """
     if context.kind == "ntk":
@@ -39,7 +39,7 @@ def frequencies(features: int, base: float, context: ContextConfig) -> np.ndarra
 
 
 def temperature(context: ContextConfig) -> float:
-    """What cos and sin are multiplied by: 0.1 ln s + 1 with yarn (arXiv 2309.00071, section 3.4), else 1.
+    """What cos and sin are multiplied by: 0.1 ln s + 1 with yarn, else 1 (arXiv 2309.00071, attention scaling).
 
     Scores grow by its square, those of the features that turn.
     """
