@@ -247,6 +247,8 @@ def _experts(name: str, *extra: Input) -> Case:
 
 
 MIXTURE = [
+    Case("router_logits", ops.router_logits, lambda x, w, scale: scale * F.linear(x, w),
+         (Input("b t d", normal), Input("e d", normal)), {**ROWS, "e": (1, 9, 8)}, {"scale": (1.0, 0.5)}),
     Case("route", ops.route, references.route, (LOGITS,), ROUTED, ROUTING),
     Case("route_bias", lambda x, b, **options: ops.route(x, bias=b, **options), references.route,
          (LOGITS, Input("e", shifts, gradient=False)), ROUTED, ROUTING),

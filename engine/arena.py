@@ -23,7 +23,8 @@ class Arena:
     Args:
         named_parameters: (name, parameter) pairs, laid out in this order; all of one dtype and device.
         working: dtype of a second copy of the weights, which `data` then looks into: the model computes with that one,
-            while `weights`, each parameter's `master`, keeps every digit. None: there is one copy.
+            while `weights`, each parameter's `master`, keeps every digit. None: there is one copy, as always of a
+            parameter that is `precise`.
     """
 
     def __init__(self, named_parameters: Iterable[tuple[str, Parameter]], working: torch.dtype | None = None):
@@ -50,8 +51,9 @@ class Arena:
         if self.working is not None:
             views = self.views(self.working)
             for name, parameter in parameters.items():
-                parameter.master, parameter.data = parameter.data, views[name]
-                parameter.refresh()
+                if not parameter.precise:
+                    parameter.master, parameter.data = parameter.data, views[name]
+                    parameter.refresh()
 
     def zero_grad(self) -> None:
         """Set every gradient to zero."""

@@ -18,22 +18,30 @@ class Parameter(Tensor):
     Args:
         data: floating-point buffer.
         decay: whether weight decay applies; by default to everything of two or more dimensions.
+        precise: whether the model computes with every digit of it where others are rounded (see Arena).
 
     Attributes:
         master: the same values with more digits, when `data` is a rounded copy to compute with (see Arena).
     """
 
-    __slots__ = ("decay", "master")
+    __slots__ = ("decay", "master", "precise")
 
-    def __init__(self, data: torch.Tensor, decay: bool | None = None):
+    def __init__(self, data: torch.Tensor, decay: bool | None = None, precise: bool = False):
         super().__init__(data, requires_grad=True)
         self.decay = data.ndim >= 2 if decay is None else decay
+        self.precise = precise
         self.master: torch.Tensor | None = None
 
     def refresh(self) -> None:
         """Make `data` from `master` again, after that was changed by anything but the optimizer."""
         if self.master is not None:
             kernels.rounded(self.data.copy_(self.master))
+
+
+class Buffer(Tensor):
+    """A tensor that belongs to a module's state, though no gradient moves it."""
+
+    __slots__ = ()
 
 
 class Module:
@@ -79,10 +87,18 @@ class Module:
         """Every parameter once."""
         return (parameter for _, parameter in self.named_parameters())
 
+    def named_buffers(self) -> Iterator[tuple[str, Buffer]]:
+        """Every `Buffer` with its dotted name."""
+        for prefix, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Buffer):
+                    yield (f"{prefix}.{name}" if prefix else name), value
+
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The parameters' buffers by name, not copied; the masters where there are such."""
-        return {name: parameter.data if parameter.master is None else parameter.master
-                for name, parameter in self.named_parameters()}
+        """The parameters' values by name, not copied, the masters' where there are such, and those of the buffers."""
+        found = {name: parameter.data if parameter.master is None else parameter.master
+                 for name, parameter in self.named_parameters()}
+        return found | {name: buffer.data for name, buffer in self.named_buffers()}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Copy values into the buffers of `state_dict`; names, shapes and dtypes must all agree."""
@@ -107,9 +123,9 @@ class Module:
         return next(self.parameters()).device
 
     def to(self, device: str) -> Module:
-        """Move every parameter to a device, before they join an arena. Returns itself."""
-        for parameter in self.parameters():
-            parameter.data = parameter.data.to(device)
+        """Move every parameter and buffer to a device, before they join an arena. Returns itself."""
+        for tensor in (*self.parameters(), *(buffer for _, buffer in self.named_buffers())):
+            tensor.data = tensor.data.to(device)
         return self
 
     def train(self, mode: bool = True) -> Module:

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field, fields, replace
 
 from engine.errors import UserError
 from models.context import ContextConfig
+from models.experts_config import ExpertsConfig
 
 _POSITIVE = ("vocab_size", "n_layers", "d_model", "n_heads", "n_kv_heads", "head_dim", "d_ff", "max_seq_len")
+_INNER = {"context": ContextConfig, "experts": ExpertsConfig}
 _CHOICES = {"residual_init": ("zero", "scaled"), "initialisation": ("normal", "xavier"),
             "parametrisation": ("plain", "affine"), "block": ("pre_norm", "post_norm"), "dtype": ("float32", "float64"),
             "position": ("rope", "jerry", "alibi", "sinusoidal", "learned", "none")}
@@ -19,8 +21,9 @@ class ModelConfig:
 
     `attention` and `feed_forward` name the parts of a layer (models.parts), `position` how these know where tokens
     stand (models.positions), `block` where the norms are (models.layer), `parametrisation` whether the seed system's
-    scalars stand beside the matrices (models.affine). With a `context` that extends it, `max_seq_len` is derived: the
-    trained length times the factor. Raises UserError, naming the rule and the value got.
+    scalars stand beside the matrices (models.affine). `experts` is for `feed_forward` "moe" (models.experts). With a
+    `context` that extends it, `max_seq_len` is derived: the trained length times the factor. Raises UserError, naming
+    the rule and the value got.
     """
 
     vocab_size: int = 264
@@ -49,6 +52,7 @@ class ModelConfig:
     head_mixing: bool = True
     feed_forward: str = "swiglu"
     context: ContextConfig = field(default_factory=ContextConfig)
+    experts: ExpertsConfig = field(default_factory=ExpertsConfig)
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -113,8 +117,9 @@ class ModelConfig:
         unknown = sorted(set(table) - set(known))
         if unknown:
             raise UserError(f"unknown model setting {unknown[0]!r}: known are {', '.join(known)}")
-        context = table.get("context")
-        return cls(**table | ({"context": ContextConfig.from_dict(context)} if isinstance(context, dict) else {}))
+        inner = {name: kind.from_dict(table[name]) for name, kind in _INNER.items()
+                 if isinstance(table.get(name), dict)}
+        return cls(**table | inner)
 
     def with_(self, **changes) -> ModelConfig:
         """A copy with some fields changed; a derived head_dim, n_kv_heads or max_seq_len is derived anew."""
@@ -132,16 +137,25 @@ class ModelConfig:
         """Features of a head that rotary positions turn: an even number."""
         return 2 * int(self.rope_fraction * self.head_dim / 2)
 
-    def n_parameters(self) -> int:
-        """Exact number of trained values; a tied head counts once."""
+    @property
+    def expert_width(self) -> int:
+        """Inner width of an expert."""
+        return self.experts.width or self.d_ff
+
+    def feed_forward_of(self, layer: int) -> str:
+        """The kind of feed-forward part in a layer, counted from 0: dense layers among experts are SwiGLU of d_ff."""
+        return "swiglu" if self.feed_forward == "moe" and not self.experts.here(layer) else self.feed_forward
+
+    def n_parameters(self, active: bool = False) -> int:
+        """Exact number of trained values; a tied head counts once. With `active`, of those that a token meets."""
         from models import parts  # parts are made from configs
 
-        return sum(parts.n_parameters(self).values())
+        return sum(parts.n_parameters(self, active).values())
 
 
 def _check_type(name: str, kind: str, value: object) -> None:
     accepted = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,),
-                "ContextConfig": (ContextConfig,)}[kind]
+                "ContextConfig": (ContextConfig,), "ExpertsConfig": (ExpertsConfig,)}[kind]
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind != "bool"):
         raise UserError(f"model.{name} must be {kind}: got {value!r}")
 
@@ -155,6 +169,10 @@ PRESETS: dict[str, ModelConfig] = {
     "shakespeare": ModelConfig(n_layers=4, d_model=128, n_heads=4, d_ff=336, max_seq_len=64, tie_embeddings=True),
     "base-0.18b": ModelConfig(vocab_size=65_544, n_layers=12, d_model=768, n_heads=6, head_dim=128, d_ff=2048,
                               max_seq_len=1024),
+    "moe-demo": ModelConfig(feed_forward="moe", experts=ExpertsConfig(n=8, top_k=2, width=256, bias_rate=0.001)),
+    "moe-0.18b": ModelConfig(vocab_size=65_544, n_layers=12, d_model=768, n_heads=6, head_dim=128, d_ff=2048,
+                             max_seq_len=1024, feed_forward="moe",
+                             experts=ExpertsConfig(n=32, top_k=3, width=512, shared=1, bias_rate=0.001)),
     "jerry-demo": ModelConfig(n_layers=6, d_model=192, n_heads=3, head_dim=128, d_ff=384, **JERRY),
     "jerry-0.18b": ModelConfig(vocab_size=65_800, n_layers=12, d_model=768, n_heads=12, head_dim=128, d_ff=1536,
                                max_seq_len=1024, **JERRY),

@@ -11,6 +11,7 @@ import torch
 from engine import Dropout, Embedding, Linear, Module, Parameter, RMSNorm, Tensor, UserError, ops, recompute
 from models import positions
 from models.affine import affine
+from models.balance import Balance, Tally
 from models.cache import DeviceCache, KVCache, project
 from models.config import ModelConfig
 from models.initialise import initialise
@@ -24,6 +25,9 @@ class Decoder(Module):
     Args:
         config: shape and parts.
         seed: of the initial weights; None leaves whatever the layers start with, for weights that are loaded next.
+
+    Attributes:
+        balance: of the experts; None in a model without any.
     """
 
     def __init__(self, config: ModelConfig, seed: int | None = 0):
@@ -32,10 +36,12 @@ class Decoder(Module):
         self.embedding_affine = affine(config, math.sqrt(config.d_model))
         self.position = positions.in_stream(config)
         self.dropout = Dropout(config.dropout)
-        self.layers = [new_layer(config) for _ in range(config.n_layers)]
+        self.layers = [new_layer(config, index) for index in range(config.n_layers)]
         self.norm = RMSNorm(config.d_model, config.norm_eps) if config.final_norm else None
         self.head = None if config.tie_embeddings else Linear(config.d_model, config.vocab_size)
         self.head_affine = affine(config)
+        routers = [layer.feed_forward.routers for layer in self.layers if layer.has_experts]
+        self.balance = Balance(config, routers) if routers else None
         dtype = getattr(torch, config.dtype)
         for parameter in self.parameters():
             parameter.data = parameter.data.to(dtype)
@@ -47,17 +53,19 @@ class Decoder(Module):
         """The matrix [vocab_size, d_model] that gives the logits."""
         return self.embedding.weight if self.head is None else self.head.weight
 
-    def _stream(self, ids: torch.Tensor, doc_start: torch.Tensor | None) -> Tensor:
+    def _stream(self, ids: torch.Tensor, doc_start: torch.Tensor | None, tally: Tally | None = None) -> Tensor:
         if ids.ndim != 2 or not 1 <= ids.shape[1] <= self.config.max_seq_len:
             raise UserError(f"ids must be [batch, 1 to max_seq_len {self.config.max_seq_len}]: got {list(ids.shape)}")
         x = self._embedded(ids, doc_start, 0)
         if self.training and self.config.dropout:
             x = self.dropout(x)
         for layer in self.layers:
+            counting = (tally,) if tally is not None and layer.has_experts else ()
             if self.training and self.config.recompute:
-                x = recompute(lambda stream, layer=layer: layer(stream, doc_start), x)
+                x = recompute(lambda x, layer=layer, counting=counting: layer(x, doc_start, *counting), x)
             else:
-                x = layer(x, doc_start)
+                x = layer(x, doc_start, *counting)
+            x = tally.take(x) if counting else x
         return x
 
     def _embedded(self, ids: torch.Tensor, doc_start: torch.Tensor | None, first: int) -> Tensor:
@@ -89,12 +97,19 @@ class Decoder(Module):
              normalizer: float | None = None) -> Tensor:
         """Cross-entropy in nats, summed over the targets that are not -100 and divided by `normalizer`.
 
+        In training the gradient is that of its sum with the losses that balance experts (models.balance).
+
         Args:
             ids, targets: int64 [B, T].
             doc_start: int32 [B, T], see `engine.ops.attention`.
             normalizer: number of targets of the whole batch when this is a part of it; default: of this call.
         """
-        return ops.linear_cross_entropy(self.hidden(ids, doc_start), self.output, targets, normalizer)
+        tally = self.balance.tally(targets, normalizer) if self.balance is not None and self.training else None
+        stream = self._stream(ids, doc_start, tally)
+        if tally is not None and self.balance.counting:
+            return tally.counted()
+        loss = ops.linear_cross_entropy(self._before_head(stream), self.output, targets, normalizer)
+        return loss if tally is None else tally.beside(loss)
 
     def step(self, ids: Sequence[int], cache: KVCache) -> np.ndarray:
         """Logits [vocab_size] after the new tokens `ids`, which join the cache. No graph, no dropout."""

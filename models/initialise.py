@@ -63,7 +63,7 @@ def _xavier(model: Module, config: ModelConfig):
     def draw(name: str, parameter: Parameter, rng: np.random.Generator) -> None:
         matrices = parameter.data.reshape(-1, *parameter.shape[-2:])
         for matrix in matrices:
-            for part in matrix.split(packed.get(name, (len(matrix),))):
+            for part in matrix.split(packed.get(name) or (len(matrix),)):
                 init.xavier_uniform_(Tensor(part), rng)
 
     return draw

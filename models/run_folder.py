@@ -83,20 +83,19 @@ def load_run(path: str | Path, checkpoint: int | None = None, device: str = "aut
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint, or their average."""
+    """The weights of a checkpoint, or their average, and what has none."""
     found = load_file(folder / "model.safetensors")
     try:
         with safe_open(folder / "optimizer.safetensors", "pt") as file:
-            averaged = {name: f"average.{name}" for name in found}
-            if set(averaged.values()) <= set(file.keys()):
-                found = {name: file.get_tensor(averaged[name]) for name in found}
+            there = set(file.keys())
+            found |= {name: file.get_tensor(f"average.{name}") for name in found if f"average.{name}" in there}
     except FileNotFoundError:
         pass
     return found
 
 
-def read_model_config(path: Path) -> ModelConfig:
-    """The `[model]` table of RUN/config.toml."""
+def read_tables(path: Path) -> dict[str, dict]:
+    """RUN/config.toml, which has a [model] table."""
     file = path / "config.toml"
     try:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -108,7 +107,12 @@ def read_model_config(path: Path) -> ModelConfig:
         raise UserError(f"{file}: not TOML ({error})") from None
     if not isinstance(tables.get("model"), dict):
         raise UserError(f"{file}: must have a [model] table, got {', '.join(sorted(tables)) or 'nothing'}")
-    return ModelConfig.from_dict(tables["model"])
+    return tables
+
+
+def read_model_config(path: Path) -> ModelConfig:
+    """The `[model]` table of RUN/config.toml."""
+    return ModelConfig.from_dict(read_tables(path)["model"])
 
 
 def read_tokenizer(path: Path) -> Tokenizer:

@@ -185,7 +185,7 @@ def test_decay_leaves_out_gains_and_embeddings():
     ({"residual_init": "one"}, "residual_init must be one of"),
     ({"attention": "jerry", "position": "jerry"}, "qk_norm must be false where attention is jerry: got true"),
     ({"attention": "linear"}, "attention must be one of grouped_query, jerry: got 'linear'"),
-    ({"feed_forward": "gelu"}, "feed_forward must be one of swiglu, relu: got 'gelu'"),
+    ({"feed_forward": "gelu"}, "feed_forward must be one of swiglu, relu, moe: got 'gelu'"),
 ])
 def test_bad_configs_name_rule_and_value(changes, message):
     with pytest.raises(UserError, match=message) as caught:

@@ -5,9 +5,10 @@ from argparse import Namespace
 
 import pytest
 
-from bench import ablation, same_minutes
+from bench import ablation, moe_same_minutes, same_minutes
 from bench.turns import Result, Run, Side, run_in_turns
 from train.errors import UserError
+from train.presets import PRESETS
 
 TINY = ["model.n_layers=1", "model.d_model=16", "model.n_heads=2", "model.head_dim=0", "model.d_ff=16",
         "model.max_seq_len=16", "data.seq_len=16", "data.batch_tokens=64"]
@@ -72,6 +73,26 @@ def test_the_contest_says_how_far_each_side_is_ahead(monkeypatch):
     assert (found["bits_under_peer"], found["bits_under_adamw_in_fewer_steps"]) == (0.3, 0.05)
     assert found["bits_under_peer_in_fewer_steps"] == 0.15
     assert found["bits_under_long_rows_in_less_time"] == 0.05
+
+
+def test_experts_and_a_dense_model_of_the_same_active_size(monkeypatch, tmp_path, capsys):
+    """Each side is the preset of its name."""
+    from bench.turns import configuration
+
+    arguments = Namespace(data="a", val_data="b", preset="demo", settings=[], minutes=1.0)
+    for name, side in moe_same_minutes.sides(1.0).items():
+        assert configuration(arguments, side, 0).model == PRESETS[name].model
+    dense, experts = (PRESETS[name].model for name in ("demo", "moe-demo"))
+    assert experts.n_parameters(active=True) - dense.n_parameters() == experts.n_layers * experts.experts.n * experts.d_model
+
+    def run(_, seed, sides, looks):
+        return {name: Result(name, seed, 60.0, 100, 0, 2.0, [(30.0, 50, 2.5)] * looks) for name in sides}
+
+    monkeypatch.setattr(moe_same_minutes, "run_in_turns", run)
+    monkeypatch.setattr("bench.record.RESULTS", tmp_path)
+    assert moe_same_minutes.main(["--data", "a", "--val-data", "b", "--minutes", "1", "--write"]) == 0
+    assert "| moe-demo | 2.0000 | 100 | 0 |" in capsys.readouterr().err
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".png"}
 
 
 def test_the_ablation_tables_the_runs_and_writes_them_whole(monkeypatch, tmp_path, capsys):

@@ -38,6 +38,22 @@ PRESETS: dict[str, Config] = {
                       sample_every=500),
         checkpoint=CheckpointConfig(every=250),
     ),
+    "moe-demo": Config(
+        model=MODELS["moe-demo"],
+        data=DataConfig(seq_len=256, batch_tokens=4096),
+        tokenizer=TokenizerConfig(vocab_size=4096, sample_mb=4.0),
+        optim=OptimConfig(lr=3e-3, warmup_steps=40),
+        run=RunConfig(preset="moe-demo", minutes=5.0, eval_tokens=32_768),
+    ),
+    "moe-0.18b": Config(
+        model=MODELS["moe-0.18b"],
+        data=DataConfig(seq_len=1024, batch_tokens=262_144, val_fraction=0.001),
+        tokenizer=TokenizerConfig(vocab_size=65_536, sample_mb=256.0),
+        optim=OptimConfig(lr=6e-4, schedule="wsd", warmup_steps=1000),
+        run=RunConfig(preset="moe-0.18b", tokens=4_000_000_000, eval_every=250, eval_tokens=1_048_576,
+                      sample_every=500),
+        checkpoint=CheckpointConfig(every=250),
+    ),
     "jerry-demo": Config(
         model=MODELS["jerry-demo"],
         data=DataConfig(seq_len=256, batch_tokens=4096),

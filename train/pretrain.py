@@ -61,11 +61,14 @@ def describe(config: Config, texts: Texts, model: Decoder, path: Path, pace: Pac
     length = f"{pace.total:,} steps" if pace.total else f"as many steps as fit in {config.run.minutes:g} minutes"
     if first_step:
         length += f", going on after step {first_step:,}"
+    active = ""
+    if config.model.feed_forward == "moe":
+        active = f"{config.model.n_parameters(active=True):,} of them for a token, "
     lines = [
         f"data    {source}: {tokens:,} tokens in {documents:,} documents, {told}",
         f"vocab   {config.model.vocab_size:,} ids, "
         f"{sum(part.bytes for part in parts) / max(1, tokens - documents):.2f} bytes of text per token",
-        f"model   {config.run.preset}: {config.model.n_parameters():,} parameters, "
+        f"model   {config.run.preset}: {config.model.n_parameters():,} parameters, {active}"
         + (f"{config.model.dtype}, " if config.run.precision == "float32" else f"{config.run.precision}, ")
         + (f"cpu, {kernels.threads()} threads" if config.run.device == "cpu" else config.run.device),
         f"step    {data.batch_tokens:,} tokens: {data.batch_tokens // data.seq_len} rows of {data.seq_len}, "

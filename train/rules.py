@@ -31,6 +31,10 @@ def check(config: Config) -> None:
         section, _, key = name.partition(".")
         value = getattr(getattr(config, section), key)
         rule(value in allowed, f"{name} must be one of {', '.join(allowed)}", value)
+    model = config.model
+    rule(model.feed_forward != "moe" or model.experts.first_dense + model.experts.every <= model.n_layers,
+         f"model.experts.first_dense + model.experts.every must be at most model.n_layers ({model.n_layers})",
+         model.experts.first_dense + model.experts.every)
     _check_data(config.data, config.model.max_seq_len)
     rule(config.tokenizer.sample_mb > 0.0, "tokenizer.sample_mb must be above 0", config.tokenizer.sample_mb)
     if config.tokenizer.vocab_size:

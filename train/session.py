@@ -1,5 +1,4 @@
-"""A run from its first step, or from its last checkpoint, to its end: steps, logs, evaluations, samples, checkpoints, and
-what a person asks of it while it goes on."""
+"""A run from its first step or last checkpoint to its end: steps, logs, samples, checkpoints, and what a person asks."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from dataclasses import dataclass, replace
 import kernels
 from engine import Module
 from models.run_folder import checkpoints, latest_checkpoint
-from train import checkpoint
+from train import checkpoint, experts
 from train.budget import steps_in_budget
 from train.commands import handle
 from train.config import Config
@@ -103,6 +102,7 @@ class Session:
         self.optimizer.load_state(saved.optimizer, saved.state["updates"])
         self.spikes.load_state(saved.state.get("spikes"))
         self.statistics.load_state(saved.state.get("statistics"))
+        experts.load_state(self.model, saved.state)
         self.position.__dict__.update({key: saved.state[key] for key in vars(Position())})
         self.pace.replan(self.position.step, self.position.cursor)
         return True
@@ -263,7 +263,7 @@ class Session:
         self._logged = report.step, self.position.seconds
         self.record({**report.row(), "tokens_per_second": round(rate, 1),
                      "elapsed_seconds": round(self.position.seconds, 3), "grad_norms": self.optimizer.group_norms(),
-                     **self.statistics.row()})
+                     **self.statistics.row(), **experts.row(self.model)})
 
     def evaluate_now(self) -> bool:
         """Evaluate, and write it down. Returns whether it is the best so far."""
@@ -310,7 +310,7 @@ class Session:
         state = {**vars(self.position), "total_steps": self.total, "updates": self.optimizer.updates,
                  "seed": self.config.run.seed, "threads": kernels.threads(), "config": self.config.digest(),
                  "tokenizer": self.identity.tokenizer, "data": self.identity.data, "spikes": self.spikes.state(),
-                 "statistics": self.statistics.state()}
+                 "statistics": self.statistics.state(), **experts.state(self.model)}
         self.saver.save(self.position.step, self.model.state_dict(), self.optimizer.state(), state, score,
                         first=self.metrics.sync)
 

@@ -13,6 +13,7 @@ import kernels
 from engine import Module, Tensor, random
 from engine.captured import Captured
 from train.data import Batch
+from train.experts import balance_of
 from train.optim import Optimizer
 from train.statistics import Statistics
 
@@ -56,6 +57,9 @@ class HostStep:
         if math.isfinite(loss) and math.isfinite(norm):
             self.optimizer.step(lr)
             self.statistics.after_update(batch.predicted)
+            balance = balance_of(self.model)
+            if balance is not None:
+                balance.end_step()
         return loss, norm
 
 
@@ -67,8 +71,16 @@ def accumulate(model: Module, optimizer: Optimizer, batch: Batch, micro_rows: in
         after_micro: called after each micro-batch with the number of its targets.
     """
     optimizer.arena.zero_grad()
-    total, normalizer = 0.0, max(1, batch.predicted)
-    for micro in batch.split(micro_rows):
+    total, normalizer, micros = 0.0, max(1, batch.predicted), batch.split(micro_rows)
+    balance = balance_of(model)
+    if balance is not None:
+        balance.begin_step(len(micros))
+        if balance.counted_first:
+            with balance.first_pass():
+                for micro in micros:
+                    random.set_position(micro.first_token)
+                    loss(model, micro, normalizer)
+    for micro in micros:
         random.set_position(micro.first_token)
         part = loss(model, micro, normalizer)
         total += float(part.item())
@@ -98,12 +110,20 @@ class DeviceStep:
     def __call__(self, batch: Batch, lr: float) -> tuple[float, float]:
         """As `HostStep`; whether the norm and the loss are finite is decided on the GPU."""
         micros = batch.split(micro_rows(batch, self.micro_tokens))
+        balance = balance_of(self.model)
+        if balance is not None:
+            balance.begin_step(len(micros))
         for micro in micros:
             self._place(micro)
         update = self._update()
         self.statistics.before_update()
         self.optimizer.arena.zero_grad()
         self.total.zero_()
+        if balance is not None:
+            balance.begin_step(len(micros))  # making places may have counted
+        if balance is not None and balance.counted_first:
+            for micro in micros:
+                self._place(micro).count(micro, batch.predicted)
         for micro in micros:
             self._place(micro).run(micro, batch.predicted)
             self.statistics.after_micro(micro.predicted)
@@ -112,11 +132,14 @@ class DeviceStep:
         loss, norm = float(self.total), self.optimizer.last_norm
         if math.isfinite(loss) and math.isfinite(norm):
             self.statistics.after_update(batch.predicted)
+            if balance is not None:
+                balance.end_step()
         return loss, norm
 
     def _place(self, micro: Batch) -> _Place:
         """Buffers and work for micro-batches of this shape, made the first time; the gradients are lost then."""
-        key = micro.ids.shape, micro.doc_start is not None
+        balance = balance_of(self.model)
+        key = micro.ids.shape, micro.doc_start is not None, balance is not None and balance.counted_first
         if key not in self.places:
             self.places[key] = _Place(micro, self)
         return self.places[key]
@@ -136,7 +159,8 @@ class DeviceStep:
 
 
 class _Place:
-    """Where micro-batches of one shape are put, and the forward and backward pass over them."""
+    """Where micro-batches of one shape are put, and the forward and backward pass over them; and, where experts are
+    counted before, the pass that counts."""
 
     def __init__(self, micro: Batch, step: DeviceStep):
         arrays = {name: getattr(micro, name) for name in ("ids", "targets", "doc_start")}
@@ -151,6 +175,17 @@ class _Place:
         self.work = Captured(self._pass) if step.capture else self._pass
         if step.capture:
             self.work.prepare()
+        self.balance = balance_of(step.model)
+        self.counting = None
+        if self.balance is not None and self.balance.counted_first:
+            self.counting = Captured(self._count) if step.capture else self._count
+            if step.capture:
+                self.counting.prepare()
+
+    def _count(self) -> None:
+        random.set_position(self.position)
+        with self.balance.first_pass():
+            self.step.loss(self.step.model, self.batch, self.normalizer)
 
     def _pass(self) -> None:
         random.set_position(self.position)
@@ -159,11 +194,18 @@ class _Place:
         loss.backward()
 
     def run(self, micro: Batch, predicted: int) -> None:
+        self._fill(micro, predicted)
+        self.work()
+
+    def count(self, micro: Batch, predicted: int) -> None:
+        self._fill(micro, predicted)
+        self.counting()
+
+    def _fill(self, micro: Batch, predicted: int) -> None:
         for name, source in self.sources.items():
             source.send(getattr(micro, name))
         self.normalizer.fill_(float(max(1, predicted)))
         self.position.fill_(micro.first_token)
-        self.work()
 
 
 class _Source:

@@ -3,7 +3,7 @@
 from ..autograd import Op, Tensor
 from .checks import to
 from .elementwise import add, div, eq, ge, gt, le, logical_not, lt, maximum, minimum, mul, ne, pow, sub, where
-from .experts import expert_counts, experts, route
+from .experts import expert_counts, experts, route, router_logits
 from .fused import attention, feed_forward, linear, linear_cross_entropy, rms_norm_linear, swiglu_linear
 from .indexing import embedding, gather, index
 from .layout import (
@@ -24,9 +24,10 @@ attach()
 __all__ = [
     "Op", "Tensor", "abs", "add", "add_rms_norm", "amax", "amin", "argmax", "argmin", "attention", "cat",
     "causal_attention", "chunk", "clamp", "contiguous", "cross_entropy", "div", "dropout", "embedding", "eq", "exp",
-    "expand", "expert_counts", "experts", "feed_forward", "flatten", "gather", "ge", "gelu", "gt", "index", "layer_norm", "le", "linear",
-    "linear_cross_entropy", "log", "log_softmax", "logical_not", "logsumexp", "lt", "matmul", "max", "maximum",
-    "mean", "min", "minimum", "mul", "ne", "neg", "permute", "pow", "relu", "relu_squared", "reshape", "rms_norm",
-    "rms_norm_linear", "rope", "route", "sigmoid", "silu", "softmax", "split", "sqrt", "squeeze", "stack", "sub", "sum",
-    "swiglu", "swiglu_linear", "talking_heads", "tanh", "to", "transpose", "unbind", "unsqueeze", "var", "view", "where",
+    "expand", "expert_counts", "experts", "feed_forward", "flatten", "gather", "ge", "gelu", "gt", "index",
+    "layer_norm", "le", "linear", "linear_cross_entropy", "log", "log_softmax", "logical_not", "logsumexp", "lt",
+    "matmul", "max", "maximum", "mean", "min", "minimum", "mul", "ne", "neg", "permute", "pow", "relu",
+    "relu_squared", "reshape", "rms_norm", "rms_norm_linear", "rope", "route", "router_logits", "sigmoid", "silu",
+    "softmax", "split", "sqrt", "squeeze", "stack", "sub", "sum", "swiglu", "swiglu_linear", "talking_heads",
+    "tanh", "to", "transpose", "unbind", "unsqueeze", "var", "view", "where",
 ]

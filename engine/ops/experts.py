@@ -13,7 +13,48 @@ from .checks import as_ids, check_range, expect
 SCORES = ("softmax", "sigmoid")
 
 
+class RouterLogits(Op):
+    exact = True
+
+    def forward(self, x, weight, *, scale):
+        self.saved, self.scale = (x, weight), scale
+        return _scaled(kernels.linear.forward(*self.precise()), scale)
+
+    def precise(self) -> list[torch.Tensor]:
+        """Inputs in float32 at least: made anew for backward, as x is kept for the experts as it is."""
+        return [_cast(buffer, buffer.dtype if buffer.dtype.itemsize >= 4 else torch.float32) for buffer in self.saved]
+
+    def backward(self, dy):
+        dx, dweight = kernels.linear.backward(_scaled(dy, self.scale), *self.precise(), self.gradient_of(1))
+        return kernels.rounded(_cast(dx, self.saved[0].dtype)), dweight
+
+
+def router_logits(x: Tensor, weight: Tensor, scale: float = 1.0) -> Tensor:
+    """y = scale x W^T in float32 at least, whatever a model computes with: rounded logits choose other experts.
+
+    Args:
+        x: (..., d) of the dtype of the weight, or of half precision.
+        weight: (experts, d).
+    """
+    if weight.ndim != 2 or x.shape[-1:] != weight.shape[1:] or not x.dtype.is_floating_point:
+        raise UserError(f"router_logits: x must be floating-point (..., d) and the weight (experts, d), "
+                        f"got {x.dtype}, {x.shape} and {weight.shape}")
+    return RouterLogits.apply(x, weight, scale=scale)
+
+
+def _scaled(buffer: torch.Tensor, scale: float) -> torch.Tensor:
+    if scale == 1.0:
+        return buffer
+    return kernels.elementwise.apply("mul", buffer, torch.full((), scale, dtype=buffer.dtype, device=buffer.device))
+
+
+def _cast(buffer: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return buffer if buffer.dtype == dtype else kernels.elementwise.cast(buffer, dtype)
+
+
 class Route(Op):
+    exact = True
+
     def forward(self, logits, *, indices, score, normalised, bias, noise):
         gates, scores = kernels.routing.forward(logits, indices, score, normalised, bias, noise)
         self.saved = logits, indices, gates, scores, score, normalised

@@ -47,12 +47,14 @@ def muon_matrices(model: Module, head: bool, per_head: bool) -> dict[str, tuple[
 
     These are the matrices that decay, without the output matrix unless `head`: a row of that, as one of the embedding,
     belongs to one token (Jordan et al. 2024). Queries, keys and values, packed for speed, are matrices of their own,
-    those of each attention head, too, if `per_head`; so are gate and up.
+    those of each attention head, too, if `per_head`; so are gate and up. A module that packs no rows into a parameter
+    keeps it from Muon, as the router of experts does.
     """
     packed = {f"{prefix}.{name}": rows for prefix, module in model.named_modules() if hasattr(module, "packed")
               for name, rows in module.packed(per_head).items()}
     found = {name: (parameter.data.shape, packed.get(name, (parameter.data.shape[-2],)))
-             for name, parameter in model.named_parameters() if decayed(parameter) and (head or name != HEAD)}
+             for name, parameter in model.named_parameters()
+             if decayed(parameter) and (head or name != HEAD) and packed.get(name) != ()}
     return {name: rows for name, (_, rows) in sorted(found.items(), key=lambda entry: entry[1])}
 
 
