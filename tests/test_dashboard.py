@@ -10,11 +10,14 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from urllib.parse import quote, urlsplit
 
 import pytest
+import tomli_w
 
 from dashboard_runs import GROUPS, SAMPLE, append, evaluation_row, make_run, training_row
+from models.experts_config import ExpertsConfig
 from sources import ROOT
 from test_control import FakeSession, training
 from train.dashboard import start_dashboard
@@ -48,6 +51,27 @@ def test_curves_by_name(run):
     assert drawing["series"]["val_loss"] == {"x": [10, 20], "y": [2.5, 2.5]}
     assert drawing["series"]["loss"]["y"] == pytest.approx([training_row(s)["loss"] for s in range(1, 21)], rel=1e-5)
     assert {f"grad_norms/{group}" for group in GROUPS} <= set(drawing["series"])
+
+
+def test_experts_are_curves_by_layer(run):
+    (run / "config.toml").write_text(tomli_w.dumps({"model": {"n_layers": 6, "feed_forward": "moe", "experts": {
+        "first_dense": 1, "every": 2}}, "run": {"steps": 100}}))
+    for step, dead in ((21, [0, 3]), (22, [1, 0])):
+        append(run, {**training_row(step), "experts": {"load": [[5, 3], [8, 0]], "max_vio": [0.25, 1.0],
+                                                       "entropy": [0.66, 0.0], "dead": dead, "balance_loss": 1.3}})
+    append(run, {"step": 23, "experts": {"max_vio": None, "entropy": ["x"], "dead": "x"}}, {"step": 24, "experts": 1})
+    series = Runs(run.parent).get("demo-1").drawing()["series"]
+    assert series["max_vio/layers.2"] == {"x": [21, 22], "y": [0.25, 0.25]}
+    assert series["max_vio/layers.4"]["y"] == [1.0, 1.0] and series["load_entropy/layers.2"]["y"] == [0.66, 0.66]
+    assert series["dead_experts"]["y"] == [3, 1] and series["balance_loss"]["y"] == [1.3, 1.3]
+    assert not any(name.startswith(("load/", "experts/")) for name in series)
+
+
+@pytest.mark.parametrize("first_dense, every", [(0, 1), (2, 1), (1, 3), (0, 2)])
+def test_which_layers_have_experts_is_known_from_the_settings(run, first_dense, every):
+    experts = ExpertsConfig(first_dense=first_dense, every=every)
+    (run / "config.toml").write_text(tomli_w.dumps({"model": {"n_layers": 7, "experts": asdict(experts)}}))
+    assert Runs(run.parent).get("demo-1").expert_layers() == [layer for layer in range(7) if experts.here(layer)]
 
 
 def test_only_what_is_new_is_read_and_sent(run):

@@ -1,6 +1,7 @@
 """The planner: its memory against what the pool really holds, its numbers against the model's, its refusals."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from engine import no_grad
 from kernels import memory
 from models.config import JERRY, PRESETS as MODELS, ModelConfig
 from models.decoder import Decoder
+from models.experts_config import ExpertsConfig
 from train.config import Config
 from train.errors import UserError
 from train.loop import next_token_loss
@@ -21,12 +23,17 @@ from train.plan.cards import CARDS, card
 from train.plan.duration import duration, stages_of
 from train.plan.measure import random_batch
 from train.plan.measured import MeasuredPass
-from train.plan.memory import memory_by_part, micro_batches
+from train.plan.memory import _with_weights, memory_by_part, micro_batches
 from train.plan.pool import Pool
-from train.plan.work import flops_per_token, parameters
+from train.plan.work import counts_first, flops_per_token, parameters
 from train.presets import preset
 
 SMALL = ModelConfig(vocab_size=1000, n_layers=2, d_model=96, n_heads=4, d_ff=160, max_seq_len=128)
+MIXTURES = {
+    "plain": {}, "dense layers between": {"every": 2}, "shared": {"shared": 2, "top_k": 3, "balance": "none"},
+    "sigmoid, no loss": {"score": "sigmoid", "balance": "none", "bias_rate": 0.1, "temperature": 2.0},
+    "chain": {"chain": 2, "shared": 1}, "chain with the stream": {"chain": 3, "top_k": 1, "outer_residual": True},
+}
 
 
 @pytest.fixture
@@ -61,6 +68,28 @@ def test_passes_hold_what_the_replay_says(changes, rows, length, two_threads):
                 next_token_loss(model.eval(), batch, 1)
             one.evaluate()
         assert pool.bytes == pool_bytes() - before
+    memory.release()
+
+
+@pytest.mark.parametrize("name, changes", [
+    *((name, {}) for name in MIXTURES), ("plain", {"recompute": True}), ("shared", {"dropout": 0.1}),
+    ("dense layers between", {"dropout": 0.1}), ("chain with the stream", {"dropout": 0.1})])
+def test_passes_through_experts_hold_about_what_the_replay_says(name, changes, two_threads):
+    config = SMALL.with_(n_layers=3, feed_forward="moe", experts=ExpertsConfig(width=64, **MIXTURES[name]), **changes)
+    AdamW(model := Decoder(config))
+    batch = random_batch(16, 128, config.vocab_size)
+    for train in (True, False):
+        memory.release()
+        before, pool = memory.allocated_bytes, Pool()
+        one = Pass(pool, config, 16, 128, 4, 2)
+        if train:
+            next_token_loss(model.train(), batch, 1).backward()
+            one.train()
+        else:
+            with no_grad():
+                next_token_loss(model.eval(), batch, 1)
+            one.evaluate()
+        assert pool.bytes == pytest.approx(pool_bytes() - before, rel=0.05)
     memory.release()
 
 
@@ -137,6 +166,44 @@ def test_flops_are_six_per_weight_of_a_product_and_attentions_own():
     assert sum(flops_per_token(model, 1024).values()) == 6 * weights + 7 * 12 * 6 * 128 * 1024
     more = sum(flops_per_token(model.with_(recompute=True), 1024).values())
     assert more == pytest.approx(sum(flops_per_token(model, 1024).values()) * 4 / 3, rel=0.2)
+
+
+def test_flops_of_experts_are_those_that_a_token_goes_to():
+    dense, model = MODELS["demo"], MODELS["moe-demo"]
+    plain, found = flops_per_token(dense, 256), flops_per_token(model, 256)
+    routers = 6 * model.n_layers * 8 * model.d_model
+    assert found == {**plain, "routers": routers} and parameters(model)["feed-forward"] == 4 * parameters(
+        model, active=True)["feed-forward"]
+    mixed = model.with_(experts=replace(model.experts, chain=2, shared=1, first_dense=1, every=5))
+    layer = 3 * model.d_model * 256
+    assert flops_per_token(mixed, 256)["feed-forward"] == 6 * (2 * 3 * layer + 5 * 3 * model.d_model * 512)
+    assert flops_per_token(mixed, 256)["routers"] == 6 * 2 * 8 * model.d_model
+    twice = flops_per_token(model, 256, counted_first=True)
+    scores = model.n_layers * model.n_heads * model.head_dim * 256
+    layers = found["attention"] - 7 * scores + found["feed-forward"] + routers
+    assert twice == {**found, "counting tokens": layers / 3 + 2 * scores}
+
+
+@pytest.mark.parametrize("changes, counted", [
+    ({}, True), ({"data.micro_tokens": 4096}, False), ({"model.experts.balance": "micro"}, False),
+    ({"model.experts.count": "running"}, False), ({"model.feed_forward": "swiglu"}, False)])
+def test_a_first_pass_counts_tokens_only_where_the_step_is_cut(changes, counted):
+    assert counts_first(preset("moe-demo").with_values({"data.micro_tokens": 1024, **changes})) == counted
+
+
+@pytest.mark.parametrize("settings", [{}, {"optim.optimizer": "muon"}])
+def test_weights_and_state_of_experts_are_what_is_held(settings, two_threads):
+    config = preset("moe-demo").with_values({**settings, "run.device": "cpu", "model.n_layers": 2, "model.d_model": 96,
+                                             "model.experts.shared": 1, "model.experts.first_dense": 1})
+    memory.release()
+    before = pool_bytes()
+    optimizer = make_optimizer(model := Decoder(config.model), config.optim)
+    pool, held = _with_weights(config.model, "cpu", 4), pool_bytes() - before
+    assert sum(pool.made.values()) == pytest.approx(held, rel=0.02)
+    state = memory_by_part(config, 64, "cpu")["moments"]
+    assert state == sum(t.numel() * t.itemsize for t in optimizer.state().values())
+    del model
+    memory.release()
 
 
 def test_what_has_no_formulas_is_measured(two_threads):
@@ -252,6 +319,17 @@ def test_the_command_prints_tables_for_a_card(text, capsys):
     out = capsys.readouterr().out
     assert "165 TFLOP/s" in out and "50%" in out and "bf16" in out and "working copy" in out
     assert "vocabulary is trained before" in out and "program" not in out
+
+
+def test_a_plan_tells_what_a_token_meets_of_experts(text, capsys):
+    flags = [*text, *TINY, "--preset", "moe-demo", "--set", "model.experts.width=8", "--set", "data.micro_tokens=32"]
+    assert main([*flags, "--card", "H100", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["parameters"]["feed-forward"] == 4 * plan["active_parameters"]["feed-forward"] == 8 * 3 * 16 * 8
+    assert plan["flops_per_token"]["counting tokens"] > 0
+    assert main([*flags, "--card", "H100"]) == 0
+    out = capsys.readouterr().out
+    assert "768 for a token" in out and "counting tokens" in out
 
 
 def test_a_cards_time_is_its_flops_over_its_speed(text):

@@ -100,6 +100,46 @@ def test_a_whole_run_has_every_part(run):
         assert words in page.text, words
 
 
+def experts_row(step, load, **more):
+    shares = [[count / sum(line) for count in line] for line in load]
+    return {"step": step, "loss": 4.0, "experts": {
+        "load": load, "max_vio": [max(line) * len(line) - 1 for line in shares], "entropy": [1.25] * len(load),
+        "dead": [line.count(0) for line in load], **more}}
+
+
+def mixture(tmp_path, *rows):
+    path = tmp_path / "experts"
+    path.mkdir()
+    config = preset("moe-demo").with_values({"run.steps": 100, "model.n_layers": 3, "model.experts.n": 4,
+                                             "model.experts.first_dense": 1, "run.device": "cpu", "run.threads": 2,
+                                             "data.micro_tokens": 1024})
+    config.save(path / "config.toml")
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_the_load_of_experts_is_drawn_by_layer(tmp_path):
+    run = mixture(tmp_path, experts_row(10, [[1, 1, 1, 1], [4, 0, 0, 0]], balance_loss=1.5),
+                  experts_row(30, [[10, 20, 30, 20], [40, 0, 20, 20]], balance_loss=1.25))
+    page = Page(write_report(run).read_text())
+    for words in ("Load of each expert", "layer 1, expert 2: 30 choices, 1.50 times the mean", "steps 11 to 30",
+                  "layer 2, expert 1: 0 choices, 0.00 times the mean", "Cells with a dashed line had none",
+                  "MaxVio by layer", "layers.1", "layers.2", "1.386 is even", "Experts without a token", "Balance loss",
+                  "0.750 MaxVio, mean of layers; 1 without a token", "of them for a token", "for a token",
+                  "counting tokens", "activations"):
+        assert words in page.text, words
+    cells = [attributes for tag, attributes in page.tags if tag == "rect" and attributes.get("class") != "frame"]
+    assert [cell["class"] for cell in cells[:8]] == ["few", "many", "many", "many", "many", "few none", "many", "many"]
+    assert [float(cell["fill-opacity"]) for cell in cells[4:8]] == [0.4, 0.8, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("experts", [None, 3, {}, {"load": []}, {"load": [[1, 2], [3]]}, {"load": [["<b>"]]},
+                                     {"max_vio": 1.0, "dead": None}])
+def test_experts_that_cannot_be_drawn_are_left_out(tmp_path, experts):
+    page = Page(write_report(mixture(tmp_path, {"step": 1, "loss": 4.0, "experts": experts})).read_text())
+    assert "Load of each expert" not in page.text and "Configuration" in page.text
+
+
 def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing(run):
     source = write_report(run).read_text()
     page = Page(source)

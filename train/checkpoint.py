@@ -39,7 +39,8 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `load` found: where, the weights, the optimizer's tensors (None if not asked for), the rest of the state."""
+    """What `load` found: where, the weights, the optimizer's tensors (None if not asked for, or if state.json names
+    none, as at step 0 of an upcycled run), the rest of the state."""
 
     path: Path
     model: Tensors
@@ -162,6 +163,7 @@ def load(path: Path, with_optimizer: bool = True) -> Checkpoint:
     """
     state = read_state(path)
     model = _read_tensors(path / MODEL_FILE, state)
+    with_optimizer = with_optimizer and OPTIMIZER_FILE in state.get("files", {OPTIMIZER_FILE: None})
     optimizer = _read_tensors(path / OPTIMIZER_FILE, state) if with_optimizer else None
     return Checkpoint(path, model, optimizer, state)
 

@@ -8,6 +8,7 @@ import os
 import zlib
 from array import array
 from bisect import bisect_left
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ import numpy as np
 POINTS = 800  # of a curve at most
 MOST_EVENTS = 1000
 BLOCK = 1 << 22  # bytes read at a time
+BY_LAYER = {"max_vio": "max_vio", "entropy": "load_entropy"}
+"""Curves of experts, by what the rows call them."""
 
 
 class Curve:
@@ -55,12 +58,15 @@ class Curve:
 class Curves:
     """The curves and events of a run; `refresh` reads what was written since.
 
+    Args:
+        expert_layers: gives the numbers of the layers with experts.
+
     Attributes:
         version: changes whenever there is something new.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, expert_layers: Callable[[], list[int]] = list):
+        self.path, self.expert_layers = path, expert_layers
         self._file: tuple[int, int] = (0, 0)
         self._restarts = 0
         self._forget()
@@ -108,11 +114,26 @@ class Curves:
             self.events.append({"step": step, **row})
             return
         for name, value in row.items():
-            if isinstance(value, dict):
+            if name == "experts" and isinstance(value, dict):
+                self._add_experts(step, value)
+            elif isinstance(value, dict):
                 for part, one in value.items():
                     self._append(f"{name}/{part}", step, one)
             else:
                 self._append(name, step, value)
+
+    def _add_experts(self, step: int, found: dict) -> None:
+        """What `models.balance.Balance.row` counted: curves by layer, and the dead of all layers together."""
+        layers = self.expert_layers()
+        for key, name in BY_LAYER.items():
+            values = found.get(key)
+            for place, value in enumerate(values if isinstance(values, list) else ()):
+                self._append(f"{name}/layers.{layers[place] if place < len(layers) else place}", step, value)
+        dead = found.get("dead")
+        if isinstance(dead, list) and all(type(count) is int for count in dead):
+            self._append("dead_experts", step, sum(dead))
+        for name, value in found.items():
+            self._append(name, step, value)
 
     def _append(self, name: str, step: int, value: object) -> None:
         if type(value) in (int, float) and math.isfinite(value):

@@ -29,7 +29,7 @@ class Run:
 
     def __init__(self, path: Path):
         self.path, self.name = path, shown(path)
-        self.curves = Curves(path / "metrics.jsonl")
+        self.curves = Curves(path / "metrics.jsonl", self.expert_layers)
         self.lock = threading.Lock()
         self._status, self._asked = None, float("-inf")
         self._settings, self._settings_at = {}, 0
@@ -63,6 +63,15 @@ class Run:
         except (OSError, ValueError):
             return {}
         return self._settings
+
+    def expert_layers(self) -> list[int]:
+        """Numbers of the layers with experts, as `models.experts_config` has them."""
+        model = self.settings().get("model", {})
+        experts, layers = model.get("experts", {}), model.get("n_layers", 0)
+        first, every = experts.get("first_dense", 0), experts.get("every", 1)
+        if any(type(value) is not int for value in (layers, first, every)) or every < 1:
+            return []
+        return [layer for layer in range(layers) if layer >= first and (layer - first + 1) % every == 0]
 
     def row(self) -> dict:
         """Its line in the list of runs."""

@@ -127,8 +127,9 @@ class Muon(AdamW):
         """Views, as AdamW's; Muon's momentum is `exp_avg.<parameter>`; NorMuon's rows by the place of their stack."""
         return {**super().state(), **{f"row_squares.{i}": rows for i, rows in enumerate(self._squares or [])}}
 
-    def load_state(self, state: dict[str, torch.Tensor], updates: int) -> None:
+    def load_state(self, state: dict[str, torch.Tensor] | None, updates: int) -> None:
         """Take over what `state` gave, before or after the switch. UserError when it does not fit."""
-        if self.kind == "adamw" and not any(f"exp_avg_sq.{name}" in state for name in self._matrices):
+        adams = state is None or any(f"exp_avg_sq.{name}" in state for name in self._matrices)
+        if self.kind == "adamw" and not adams:
             self._take_over()
         super().load_state(state, updates)

@@ -163,9 +163,11 @@ class Optimizer:
             return {}
         return {f"average.{name}": view for name, view in self.arena.views(self.average).items()}
 
-    def load_state(self, state: dict[str, torch.Tensor], updates: int) -> None:
-        """Take over what `state` gave after `updates` steps. UserError when it does not fit."""
-        restore(self.state(), state, "optimizer state")
+    def load_state(self, state: dict[str, torch.Tensor] | None, updates: int) -> None:
+        """Take over what `state` gave after `updates` steps; None: nothing, before the first. UserError when it does
+        not fit."""
+        if state is not None:
+            restore(self.state(), state, "optimizer state")
         self.control[1] = updates
 
 

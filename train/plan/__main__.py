@@ -9,6 +9,7 @@ from train.arguments import arguments_from, given_values
 from train.command import Parser, run_command
 from train.configure import new_config, resumed_config
 from train.config import Config
+from train.curriculum import Stage
 from train.errors import UserError
 from train.folder import latest
 from train.plan.cards import CARDS, MFU, Card, card
@@ -19,7 +20,7 @@ from train.plan.measure import StepTimes
 from train.plan.memory import largest_batch, mapped_tokens, memory_by_part
 from train.plan.reading import measure_reading, planned_vocabulary
 from train.plan.tables import text
-from train.plan.work import flops_per_token, parameters
+from train.plan.work import counts_first, flops_per_token, parameters
 
 CARD_MICRO_TOKENS = 65_536
 
@@ -68,20 +69,26 @@ def plan_of(config: Config, vocabulary, on: Card | None, mfu: float, micro_token
         usual = CARD_MICRO_TOKENS if on.memory > 40 << 30 else CARD_MICRO_TOKENS // 4
         config = config.with_values({"data.micro_tokens": max(data.seq_len, min(usual, largest))})
     memory = memory_by_part(config, config.data.micro_tokens, device)
-    flops = flops_per_token(model, data.seq_len)
+    counted_first = counts_first(config)
+    flops = flops_per_token(model, data.seq_len, counted_first)
     fits = sum(memory.values()) <= available
-    plan = {"preset": config.run.preset, "parameters": parameters(model), "flops_per_token": flops,
+    plan = {"preset": config.run.preset, "parameters": parameters(model),
+            "active_parameters": parameters(model, active=True), "flops_per_token": flops,
             "device": on.name if on else device, "precision": _precision(config), "memory": memory,
             "memory_available": available, "fits": fits, "micro_tokens": config.data.micro_tokens,
             "largest_micro_tokens": largest, "step_tokens": largest_batch(config), "threads": config.run.threads}
+
+    def work(stage: Stage) -> float:
+        return sum(flops_per_token(model, stage.seq_len, counted_first).values())
+
     reading = measure_reading(config, vocabulary, max(1, data.batch_tokens // data.seq_len))
     plan["reading"] = reading._asdict()
     if on:
         peak = on.peak(_precision(config))
         plan |= {"peak_flops": peak, "mfu": mfu}
 
-        def seconds(stage) -> float:
-            return stage.batch_tokens * sum(flops_per_token(model, stage.seq_len).values()) / (peak * mfu)
+        def seconds(stage: Stage) -> float:
+            return stage.batch_tokens * work(stage) / (peak * mfu)
     elif fits:
         seconds = StepTimes(config).seconds
     else:
@@ -95,7 +102,7 @@ def plan_of(config: Config, vocabulary, on: Card | None, mfu: float, micro_token
                         {**part.stage._asdict(), "steps": part.steps, "step_seconds": part.seconds,
                          "tokens_per_second": part.stage.batch_tokens / part.seconds,
                          "flops_per_second": part.stage.batch_tokens / part.seconds
-                         * sum(flops_per_token(model, part.stage.seq_len).values())} for part in time.parts]}
+                         * work(part.stage)} for part in time.parts]}
     return plan
 
 

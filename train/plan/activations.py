@@ -13,12 +13,13 @@ from collections.abc import Iterator
 
 from kernels.cpu.gemm import block_rows
 from models.config import ModelConfig
+from train.plan import mixture
 from train.plan.pool import Pool
 
 CHUNK_ELEMENTS = 1 << 22
 GPU_CHUNK_BYTES = 1_200_000_000
 QUERY_BLOCK, SCORE_ELEMENTS = 64, 200_000
-KNOWN = {"attention": ("grouped_query",), "feed_forward": ("swiglu",), "position": ("rope", "alibi", "none"),
+KNOWN = {"attention": ("grouped_query",), "feed_forward": ("swiglu", "moe"), "position": ("rope", "alibi", "none"),
          "block": ("pre_norm",), "parametrisation": ("plain",), "final_norm": (True,)}
 
 
@@ -46,34 +47,34 @@ class Pass:
         """Forward and backward."""
         give, recompute = self.pool.give, self.model.recompute
         x, layers = self._embedded(), []
-        for _ in range(self.model.n_layers):
+        for layer in range(self.model.n_layers):
             if recompute:
-                layers.append((x,))
-                x = self._layer_without_graph(x)
+                layers.append(x)
+                x = self._layer_without_graph(layer, x)
             else:
-                layers.append(self._layer(x))
-                x = layers[-1][-1]
+                kept, x = self._layer(layer, x)
+                layers.append(kept)
         hidden, rstd = self._width(self.d), self._statistics()
         dx, dweight = self._head(with_gradient=True)
         give(hidden, dweight)
         dy = self._width(self.d)
         give(dx, rstd, x)
-        for layer in reversed(layers):
+        for layer, kept in reversed(list(enumerate(layers))):
             if recompute:
-                kept = self._layer(layer[0])
+                kept, y = self._layer(layer, kept)
                 gradient = self._width(self.d)  # engine.autograd copies the first one that reaches a leaf
-                dx = self._layer_backward(dy, kept[:-1])
-                give(kept[-1], dx)
+                dx = self._layer_backward(layer, dy, *kept)
+                give(y, dx)
                 dy = gradient
             else:
-                dy = self._layer_backward(dy, layer[:-1])
+                dy = self._layer_backward(layer, dy, *kept)
         give(dy)
 
     def evaluate(self) -> None:
         """Forward without gradients."""
         x = self._embedded(dropout=False)
-        for _ in range(self.model.n_layers):
-            y = self._layer_without_graph(x, dropout=False)
+        for layer in range(self.model.n_layers):
+            y = self._layer_without_graph(layer, x, dropout=False)
             self.pool.give(x)
             x = y
         hidden, rstd = self._width(self.d), self._statistics()
@@ -108,22 +109,30 @@ class Pass:
         self.pool.give(dropped)
         return y
 
-    def _layer(self, x: int) -> tuple[int, ...]:
-        """What a layer keeps for backward, and its result: (x, qkv, rstd, out, lse, mid, h, rstd, y)."""
+    def _mixture(self) -> mixture.Mixture:
+        return mixture.Mixture(self.pool, self.model, self.tokens, self.item, self.threads)
+
+    def _layer(self, layer: int, x: int) -> tuple[tuple, int]:
+        """What the parts of a layer keep for backward, and its result."""
         self._passing(self.d)
         qkv, rstd = self._width(self.q), self._statistics()
         out, lse = self._width(self.a), self._statistics(self.model.n_heads)
         mid = self._width(self.d)
         if self.model.dropout:
             mid = self._added(mid)
+        attention = x, qkv, rstd, out, lse
+        if self.model.feed_forward_of(layer) == "moe":
+            *kept, y = self._mixture().forward(mid)
+            return (attention, kept), y
+        if self.model.dropout:
             h, rstd_h = self._width(2 * self.f), self._statistics()
-            return x, qkv, rstd, out, lse, mid, h, rstd_h, self._added(self._width(self.d))
+            return (attention, (mid, h, rstd_h)), self._added(self._width(self.d))
         self._passing(self.d, self.f)
         y, h, rstd_h = self._width(self.d), self._width(2 * self.f), self._statistics()
-        return x, qkv, rstd, out, lse, mid, h, rstd_h, y
+        return (attention, (mid, h, rstd_h)), y
 
-    def _layer_without_graph(self, x: int, dropout: bool = True) -> int:
-        give = self.pool.give
+    def _layer_without_graph(self, layer: int, x: int, dropout: bool = True) -> int:
+        give, training = self.pool.give, dropout
         qkv, rstd = self._width(self.q), self._statistics()
         give(rstd)
         out, lse = self._width(self.a), self._statistics(self.model.n_heads)
@@ -133,7 +142,9 @@ class Pass:
         if dropout:
             mid = self._added(mid)
         give(qkv, out)
-        if dropout:
+        if self.model.feed_forward_of(layer) == "moe":
+            y = self._mixture().without_graph(training)
+        elif dropout:
             h, rstd = self._width(2 * self.f), self._statistics()
             give(rstd)
             z = self._width(self.d)
@@ -145,26 +156,36 @@ class Pass:
         give(mid)
         return y
 
-    def _layer_backward(self, dy: int, kept: tuple[int, ...]) -> int:
-        give, c, d, f = self.pool.give, self.model, self.d, self.f
-        x, qkv, rstd, out, lse, mid, h, rstd_h = kept
-        if c.dropout:
+    def _layer_backward(self, layer: int, dy: int, attention: tuple[int, ...], feed_forward: tuple) -> int:
+        if self.model.feed_forward_of(layer) == "moe":
+            d_mid = self._mixture().backward(dy, *feed_forward)
+        else:
+            d_mid = self._feed_forward_backward(dy, *feed_forward)
+        return self._attention_backward(d_mid, *attention)
+
+    def _feed_forward_backward(self, dy: int, mid: int, h: int, rstd: int) -> int:
+        give, d, f = self.pool.give, self.d, self.f
+        if self.model.dropout:
             dz = self._width(d)
             dh = self._width(2 * f)
             self._lanes(2 * f + d, (d, f))
             give(dz, h)
             d_mid = self._width(d)
             self._lanes(d + 2 * f, (2 * f, d))
-            give(dh, dy, mid, rstd_h)
-            dz = self._width(d)
+            give(dh, dy, mid, rstd)
         else:
             self._passing(f, d, d)
             d_mid = self._width(d)
             self._lanes(d + 4 * f, (2 * f, d), (d, f), rows=128)
-            give(dy, mid, h, rstd_h)
+            give(dy, mid, h, rstd)
+        return d_mid
+
+    def _attention_backward(self, d_mid: int, x: int, qkv: int, rstd: int, out: int, lse: int) -> int:
+        give, d = self.pool.give, self.d
+        dz = self._width(d) if self.model.dropout else 0
         d_out = self._width(self.a)
         self._lanes(d + self.a, (d, self.a))
-        if c.dropout:
+        if self.model.dropout:
             give(dz)
         dqkv = self._width(self.q)
         self._passing(self.a)
@@ -225,10 +246,14 @@ def _requests(c: ModelConfig, rows: int, seq_len: int, threads: int) -> Iterator
     tokens, block = rows * seq_len, min(QUERY_BLOCK, seq_len)
     n = min(tokens, block_rows(d + q))
     yield from (("normed", n * d), ("d_normed", n * d))
-    n = min(tokens, block_rows(d + 3 * f))
-    yield from (("normed", n * d), ("active", n * f))
-    n = min(tokens, 128, block_rows(d + 4 * f))
-    yield from (("d_active", n * f), ("dh", n * 2 * f), ("normed", n * d), ("d_normed", n * d))
+    kinds = {c.feed_forward_of(layer) for layer in range(c.n_layers)}
+    if "swiglu" in kinds:
+        n = min(tokens, block_rows(d + 3 * f))
+        yield from (("normed", n * d), ("active", n * f))
+        n = min(tokens, 128, block_rows(d + 4 * f))
+        yield from (("d_active", n * f), ("dh", n * 2 * f), ("normed", n * d), ("d_normed", n * d))
+    if "moe" in kinds:
+        yield from mixture.requests(c, tokens)
     count = min(max(1, SCORE_ELEMENTS // (c.n_heads * block * seq_len)), -(-rows // threads))
     for name in ("k", "v", "dk", "dv"):
         yield name, count * c.n_kv_heads * seq_len * c.head_dim

@@ -1,11 +1,12 @@
 """Memory of parts that train/plan/activations.py has no formulas for: small passes, held against each other.
 
-What a pass holds grows with the layers and with the rows of a micro-batch, each by itself and both together. Four passes
-give all four terms: of one and two layers, and of as many rows as fill blocks of the pool, and one more.
+What a pass holds grows with the layers and with the rows of a micro-batch, each by itself and both together. Four
+passes give all four terms: of one and two layers, and of as many rows as fill blocks of the pool, and one more.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 from kernels import memory
@@ -27,7 +28,8 @@ class MeasuredPass:
 
     def __init__(self, pool: Pool, model: ModelConfig, rows: int, seq_len: int, item: int, threads: int):
         self.pool, self.rows, self.layers = pool, rows, model.n_layers
-        self.model, self.seq_len = model.with_(n_layers=1), seq_len
+        everywhere = replace(model.experts, first_dense=0, every=1)  # the most that layers can hold
+        self.model, self.seq_len = model.with_(n_layers=1, experts=everywhere), seq_len
         measured_item = 8 if model.dtype == "float64" else 4
         self.item = item / measured_item
         self.few = -(-memory.POOLED_FROM // (seq_len * model.d_model * measured_item))

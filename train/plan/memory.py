@@ -12,6 +12,7 @@ from models.config import ModelConfig
 from train.config import Config
 from train.curriculum import parse_shares
 from train.evaluate import BATCH_TOKENS
+from train.plan import mixture
 from train.plan.activations import Pass, known, scratch_bytes
 from train.plan.machine import resident_bytes
 from train.plan.pool import Pool
@@ -103,11 +104,14 @@ def _with_weights(model: ModelConfig, device: str, weight: int) -> Pool:
     """After the model and its arena have been made; the blocks of the first weights are free for later."""
     pool = Pool(device)
     pool.purpose = "first weights"
-    d, f, q, a = (model.d_model, model.d_ff, (model.n_heads + 2 * model.n_kv_heads) * model.head_dim,
-                  model.n_heads * model.head_dim)
-    tables = [model.vocab_size * d] * (1 if model.tie_embeddings else 2)
-    up = 2 * f if model.feed_forward == "swiglu" else f
-    blocks = [pool.take(4 * count) for count in (*tables, *[q * d, a * d, up * d, f * d] * model.n_layers)]
+    d, q, a = model.d_model, (model.n_heads + 2 * model.n_kv_heads) * model.head_dim, model.n_heads * model.head_dim
+    counts = [model.vocab_size * d] * (1 if model.tie_embeddings else 2)
+    for layer in range(model.n_layers):
+        kind = model.feed_forward_of(layer)
+        counts += [q * d, a * d]
+        counts += mixture.matrices(model) if kind == "moe" else [(2 if kind == "swiglu" else 1) * model.d_ff * d,
+                                                                 model.d_ff * d]
+    blocks = [pool.take(4 * count) for count in counts]
     for pool.purpose in ("weights", "gradients"):
         if not pool.take(size := model.n_parameters() * weight):
             pool.made[pool.purpose] += size
@@ -150,7 +154,12 @@ def _muon_scratch(config: Config) -> int:
     c, optim = config.model, config.optim
     if optim.optimizer != "muon" and not optim.switch_to_muon_at:
         return 0
-    shapes = [(c.n_heads * c.head_dim, c.d_model), (c.d_ff, c.d_model)]
+    shapes = [(c.n_heads * c.head_dim, c.d_model)]
+    kinds = {c.feed_forward_of(layer) for layer in range(c.n_layers)}
+    if "moe" in kinds:
+        shapes += [(c.expert_width, c.d_model), (c.experts.shared * c.expert_width, c.d_model)]
+    if kinds != {"moe"}:
+        shapes.append((c.d_ff, c.d_model))
     if optim.muon_head and not c.tie_embeddings:
         shapes.append((c.vocab_size, c.d_model))
     return max(4 * rows * columns + 2 * min(rows, columns) ** 2 for rows, columns in shapes)

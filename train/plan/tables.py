@@ -17,11 +17,16 @@ def _lines(title: str, rows: list[tuple[str, str, str]]) -> str:
 
 
 def _size(plan: dict) -> str:
-    counts, flops = plan["parameters"], plan["flops_per_token"]
+    counts, active, flops = plan["parameters"], plan["active_parameters"], plan["flops_per_token"]
     total, work = sum(counts.values()), sum(flops.values())
+
+    def for_a_token(all_of_them: int, some: int) -> str:
+        return f"  {some:,} for a token" if some != all_of_them else ""
+
     head = _lines(f"parameters ({plan['preset']})",
-                  [(name, f"{count:,}", f"{count / total:5.1%}") for name, count in counts.items()]
-                  + [("all", f"{total:,}", "")])
+                  [(name, f"{count:,}", f"{count / total:5.1%}{for_a_token(count, active[name])}")
+                   for name, count in counts.items()]
+                  + [("all", f"{total:,}", for_a_token(total, sum(active.values())))])
     return head + "\n\n" + _lines("FLOPs per token, forward and backward",
                                   [(name, f"{count / 1e6:,.2f} M", f"{count / work:5.1%}")
                                    for name, count in flops.items()] + [("all", f"{work / 1e6:,.2f} M", "")])

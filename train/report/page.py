@@ -9,8 +9,8 @@ from pathlib import Path
 from train.plot import smoothed
 from train.presets import PRESETS
 from train.progress import printable
-from train.report import tables
-from train.report.charts import Curve, figure
+from train.report import experts, tables
+from train.report.charts import Curve, Points, figure
 from train.report.history import History, told
 from train.report.reproduce import command
 from train.report.tables import Table
@@ -22,8 +22,9 @@ MOST_EVENTS, MOST_ROWS, LONGEST_SAMPLE = 200, 40, 4000
 def page(history: History) -> str:
     """The whole file as text."""
     name = escape(history.path.resolve().name)
-    body = "".join((_heading(history, name), _curves(history), _samples(history), _evaluation(history), _data(history),
-                    _speed(history), _cost(history), _events(history), _reproduce(history), _settings(history)))
+    body = "".join((_heading(history, name), _curves(history), _experts(history), _samples(history),
+                    _evaluation(history), _data(history), _speed(history), _cost(history), _events(history),
+                    _reproduce(history), _settings(history)))
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -46,10 +47,11 @@ def _heading(history: History, name: str) -> str:
     model = config.model
     state = ("finished" if history.finished else "not finished: this is how far it has come")
     length = f"step {history.step:,}" + (f" of {total:,}" if total else "")
+    active = f", {model.n_parameters(active=True):,} of them for a token" if model.feed_forward == "moe" else ""
     cards = "".join(f"<div><small>{escape(title)}</small><b>{escape(value)}</b><small>{escape(more)}</small></div>"
                     for title, value, more in tables.at_a_glance(history))
     return f"""<h1>Training run {name}</h1>
-<p class="soft">{length}, {state}. Preset {escape(config.run.preset)}: {model.n_parameters():,} parameters,
+<p class="soft">{length}, {state}. Preset {escape(config.run.preset)}: {model.n_parameters():,} parameters{active},
 {model.n_layers} layers of width {model.d_model}, {model.vocab_size:,} ids.</p>
 <div class="cards">{cards}</div>
 """
@@ -90,7 +92,7 @@ def _curves(history: History) -> str:
     return f'<h2>Curves</h2><p class="soft">Over optimizer steps.{numbers}</p><div class="plots">{drawn}</div>'
 
 
-def _many(title: str, says: str, groups: dict[str, list[tuple[int, float]]], marks) -> str:
+def _many(title: str, says: str, groups: dict[str, Points], marks, from_zero: bool = False) -> str:
     """A figure with a curve for each name; of many layers the first, the last and some between."""
     names = list(groups)
     if len(names) > 9:
@@ -98,7 +100,22 @@ def _many(title: str, says: str, groups: dict[str, list[tuple[int, float]]], mar
         kept = {layers[round(i * (len(layers) - 1) / 4)] for i in range(5)} if layers else set()
         names = [name for name in names if name in kept or name not in layers][:9]
     curves = [Curve(name, groups[name], "line", i) for i, name in enumerate(names)]
-    return figure(title, says, curves, marks)
+    return figure(title, says, curves, marks, from_zero)
+
+
+def _experts(history: History) -> str:
+    marks = history.marks()
+    dead = Curve("experts", experts.dead(history))
+    drawn = "".join((
+        experts.heat_map(history),
+        _many("MaxVio by layer", "Tokens of the most used expert over the mean, less 1; 0 is even.",
+              experts.by_layer(history, "max_vio"), marks, True),
+        _many("Entropy of the load by layer", f"In nats; {math.log(history.config.model.experts.n):.3f} is even.",
+              experts.by_layer(history, "entropy"), marks),
+        figure("Experts without a token", "In all layers together, since the row before.", [dead], marks, True)
+        if any(count for _, count in dead.points) else "",
+        figure("Balance loss", "Mean of the routers, unweighted; 1 is even.", [experts.balance(history)], marks)))
+    return f'<h2>Experts</h2><div class="plots">{drawn}</div>' if drawn else ""
 
 
 def _samples(history: History) -> str:

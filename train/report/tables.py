@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from train.plan.activations import known
 from train.plan.memory import memory_by_part
-from train.plan.work import flops_per_token, parameters
+from train.plan.work import counts_first, flops_per_token, parameters
 from train.progress import clock
+from train.report import experts
 from train.report.history import History
 
 MB, GB = 1e6, 1e9
@@ -52,6 +53,9 @@ def at_a_glance(history: History) -> list[tuple[str, str, str]]:
     rates = [value for _, value in history.series("tokens_per_second")]
     if rates:
         found.append(("speed", f"{statistics.median(rates):,.0f}", "tokens per second, median"))
+    balance = experts.in_words(history)
+    if balance:
+        found.append(("expert load", *balance))
     peak = peak_memory(history)
     if peak:
         found.append(("memory", f"{peak / MB:,.0f} MB", "most that the process held"))
@@ -94,11 +98,15 @@ def data(history: History) -> Table | None:
 def speed_and_memory(history: History) -> list[tuple[str, Table]]:
     """Parameters and FLOPs by part, speed over the run, memory by part."""
     config = history.config
-    counts, flops = parameters(config.model), flops_per_token(config.model, config.data.seq_len)
+    counts, active = parameters(config.model), parameters(config.model, active=True)
+    flops = flops_per_token(config.model, config.data.seq_len, counts_first(config))
+    columns = [counts] if active == counts else [counts, active]
     parts = {**dict.fromkeys(counts), **dict.fromkeys(flops)}
-    rows = [[name, _number(counts.get(name), ","), _number(flops.get(name), ",.1f", 1e6)] for name in parts]
-    rows.append(["all", f"{sum(counts.values()):,}", f"{sum(flops.values()) / 1e6:,.1f}"])
-    found = [("The model", Table(["part", "parameters", "MFLOP per token"], rows))]
+    rows = [[name, *(_number(column.get(name), ",") for column in columns), _number(flops.get(name), ",.1f", 1e6)]
+            for name in parts]
+    rows.append(["all", *(f"{sum(column.values()):,}" for column in columns), f"{sum(flops.values()) / 1e6:,.1f}"])
+    head = ["part", "parameters", "for a token"][:1 + len(columns)]
+    found = [("The model", Table([*head, "MFLOP per token"], rows))]
     rates = [value for _, value in history.series("tokens_per_second")]
     if rates:
         work = sum(flops.values())

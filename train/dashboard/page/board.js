@@ -16,7 +16,9 @@ const ELSEWHERE = new Set([...FIXED.flatMap((chart) => (chart.lines || []).map((
   "grad_norms", "tokens", "elapsed_seconds", "bits_per_byte"]);
 const TITLES = {
   val_perplexity: "Perplexity, validation", val_losses: "Loss by source", val_bits: "Bits per byte by source",
-  seq_len: "Length of a row", batch_tokens: "Tokens of a step",
+  seq_len: "Length of a row", batch_tokens: "Tokens of a step", max_vio: "MaxVio of experts by layer",
+  load_entropy: "Entropy of expert load by layer, nats", dead_experts: "Experts without a token",
+  z_loss: "Router z-loss",
 };
 const ONLY_WHEN_CHANGING = new Set(["seq_len", "batch_tokens"]);
 const CHECKPOINTS_SHOWN = 40;

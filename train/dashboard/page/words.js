@@ -16,7 +16,9 @@ const CHINESE = {
   "Open the address that the dashboard printed: it ends with the token.": "请打开面板打印的网址，它以令牌结尾。",
   "Accuracy": "准确率", "Confidence": "置信度", "Noise scale": "噪声尺度", "Update ratio": "更新与权重之比",
   "Attention entropy": "注意力熵", "Perplexity, validation": "验证集困惑度", "Loss by source": "各来源损失",
-  "Bits per byte by source": "各来源每字节比特数", "light": "浅色", "dark": "深色",
+  "Bits per byte by source": "各来源每字节比特数", "MaxVio of experts by layer": "各层专家负载 MaxVio",
+  "Entropy of expert load by layer, nats": "各层专家负载熵（nats）", "Experts without a token": "无词元的专家数",
+  "Balance loss": "均衡损失", "Router z-loss": "路由 z 损失", "light": "浅色", "dark": "深色",
   "set": "修改", "undo": "撤销", "pause": "暂停", "resume": "继续", "save": "保存",
   "spike": "损失突增", "skipped": "跳过", "switch": "切换", "stop": "停止",
 };
