@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from argparse import ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -24,12 +23,12 @@ from rich.console import Console
 from bench.extrapolation_report import UNDEFINED, plot, tables, verdict
 from bench.extrapolation_runs import KINDS, run_apart, settings
 from bench.extrapolation_tasks import TASKS
+from bench.record import machine, write_results
 from bench.side_by_side import available_cores
 from engine import UserError
 from train.command import Parser, run_command
-from train.files import write_text
+from train.files import write_text, write_whole
 
-RESULTS = Path(__file__).parent / "results"
 TABLE_WIDTH = 140
 DEFAULT_OUT = "runs/extrapolation"
 
@@ -41,9 +40,9 @@ def parse(argv: list[str] | None) -> Namespace:
         parser.add_argument(f"--{name}", type=_some_of(tuple(known)), default=list(known), metavar="A,B",
                             help=f"some of: {', '.join(known)}")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each kind and task")
-    parser.add_argument("--seconds", type=float, default=90.0, help="of training, CPU time of each run")
+    parser.add_argument("--seconds", type=float, default=45.0, help="of training, CPU time of each run")
     parser.add_argument("--out", type=Path, default=Path(DEFAULT_OUT), metavar="DIR", help=f"default: {DEFAULT_OUT}")
-    parser.add_argument("--write", action="store_true", help="results to bench/results/extrapolation-*.json and .png")
+    parser.add_argument("--write", action="store_true", help="results and plot to bench/results/extrapolation-*")
     arguments = parser.parse_args(argv)
     if arguments.seeds < 1:
         parser.error(f"--seeds must be at least 1: got {arguments.seeds}")
@@ -138,11 +137,10 @@ def main(argv: list[str] | None = None) -> int:
             console.print(table)
         shown["verdict"] = verdict(shown)
         say("\n".join(shown["verdict"]))
-        plot(shown, arguments.out / "exact_match.png")
+        write_whole(arguments.out / "exact_match.png", lambda path: plot(shown, path), durable=False)
         if arguments.write:
-            name = f"extrapolation-{time.strftime('%Y-%m-%d')}"
-            write_text(RESULTS / f"{name}.json", json.dumps(shown, indent=1))
-            plot(shown, RESULTS / f"{name}.png")
+            kept = {"machine": machine(threads=1), **shown}
+            say(write_results("extrapolation", kept, lambda path: plot(shown, path)))
         print(json.dumps(shown))
     return 1 if failures else 0
 

@@ -9,11 +9,12 @@ import numpy as np
 from rich.table import Table
 
 from bench.extrapolation_runs import SEED_FORMS
-from train.files import write_whole
 
 HOLDS = 0.9
 UNDEFINED = "-"
 COLOURS = ("#1f77b4", "#17becf", "#d62728", "#2ca02c", "#ff7f0e", "#9467bd", "#7f7f7f", "#8c564b")
+MARKERS = "osD^vP*X"
+APART = 0.05  # from one kind to the next, in doublings of the length, so that equal results do not hide each other
 
 
 def names(results: dict, what: str) -> list[str]:
@@ -94,8 +95,9 @@ def _of_the_claim(results: dict, kind: str) -> list[str]:
     kept = [task for task in learned if holds_to(results, task, kind) == longest]
     lines = [f"Unlimited extrapolation is claimed for {kind}, which holds at no tested length here."]
     if learned:
-        lines = [f"Unlimited extrapolation is claimed for {kind}: of {len(learned)} tasks where it holds at all, it "
-                 f"holds to the longest test, {longest}, in {len(kept)}{': ' + ', '.join(kept) if kept else ''}."]
+        tasks = "1 task" if len(learned) == 1 else f"{len(learned)} tasks"
+        lines = [f"Unlimited extrapolation is claimed for {kind}: of {tasks} where it holds at all, it holds to the "
+                 f"longest test, {longest}, in {len(kept)}{': ' + ', '.join(kept) if kept else ''}."]
     poles = sorted(-1 / reach for run in runs for reach in run["reach"] if reach < 0)
     if poles:
         lines.append(f"{kind}: of {sum(len(run['reach']) for run in runs)} learned reaches {len(poles)} are negative: "
@@ -104,20 +106,20 @@ def _of_the_claim(results: dict, kind: str) -> list[str]:
 
 
 def plot(results: dict, path: Path) -> None:
-    """Exact match by length, a panel for each task and a line for each kind; PNG, written whole or not at all."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Exact match by length, a panel for each task and a line for each kind; PNG."""
     from matplotlib.figure import Figure
 
     settings, tasks, kinds = results["settings"], names(results, "task"), names(results, "kind")
     figure = Figure(figsize=(4.6 * len(tasks) + 1.4, 4.2), dpi=130, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(tasks), squeeze=False, sharey=True)[0]
     for axes, task in zip(panels, tasks):
-        for kind, colour in zip(kinds, COLOURS * len(kinds)):
-            points = [(length, 100 * np.mean(found)) for length in settings["lengths"]
+        for place, kind in enumerate(kinds):
+            aside = 2 ** (APART * (place - (len(kinds) - 1) / 2))
+            points = [(length * aside, 100 * np.mean(found)) for length in settings["lengths"]
                       if (found := shares(results, task, kind, length)) is not None]
             if points:
-                axes.plot(*zip(*points), color=colour, marker="o", markersize=4, linewidth=1.4, label=kind, alpha=0.85)
+                axes.plot(*zip(*points), color=COLOURS[place % len(COLOURS)], marker=MARKERS[place % len(MARKERS)],
+                          markersize=5, linewidth=1.2, label=kind, alpha=0.85)
         axes.axvline(settings["trained_length"], color="#888888", linestyle="--", linewidth=1)
         axes.set_xscale("log", base=2)
         axes.set_xticks(settings["lengths"], [str(length) for length in settings["lengths"]])
@@ -129,4 +131,4 @@ def plot(results: dict, path: Path) -> None:
     panels[0].set_ylim(-3, 103)
     handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels())}
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False)
-    write_whole(path, lambda temporary: canvas.print_png(str(temporary)), durable=False)
+    figure.savefig(path, format="png")

@@ -37,9 +37,9 @@ SEED_FORMS = ("jerry", "jerry-whole")
 """The seed system's positions in the same decoder as the others, and with all of its parts."""
 LENGTHS = (16, 32, 64, 128, 256, 512)
 EXAMPLES = 128
-MODEL = {"vocab_size": VOCABULARY, "n_layers": 2, "d_model": 64, "n_heads": 4, "d_ff": 176, "tie_embeddings": True}
+MODEL = {"vocab_size": VOCABULARY, "n_layers": 2, "d_model": 64, "n_heads": 4, "d_ff": 64, "tie_embeddings": True}
 SCHEDULE_STEPS = 10_000
-OPTIM = OptimConfig(optimizer="muon", lr=5e-3, betas=(0.9, 0.98), weight_decay=0.0,
+OPTIM = OptimConfig(optimizer="muon", lr=1e-2, betas=(0.9, 0.98), weight_decay=0.0,
                     warmup_steps=SCHEDULE_STEPS // 25, min_lr_ratio=0.02)
 STEP_TOKENS, TEST_TOKENS = 1056, 16_384
 FIRST_LENGTH, GROWTH = 4, 0.6

@@ -21,6 +21,7 @@ START, PLUS, EQUALS, END = 10, 11, 12, 13
 VOCABULARY = 14
 TRAINED_LENGTH = 32
 IGNORED = -100
+MADE = 64  # examples at a time
 
 Examples = tuple[np.ndarray, np.ndarray]
 """Questions int64 [count, q] up to EQUALS, and their answers int64 [count, a] up to END."""
@@ -73,6 +74,7 @@ class PackedExamples:
     def __init__(self, task: str, rows: int, rng: np.random.Generator):
         self.task, self.rows, self.rng = task, rows, rng
         self.width, self.next_length = tokens(task, TRAINED_LENGTH), 1
+        self._made: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
 
     def batch(self, first_token: int, longest: int) -> Batch:
         """Examples of length 1 to `longest`, each length as often as any other."""
@@ -82,11 +84,19 @@ class PackedExamples:
         for row in range(self.rows):
             begin = 0
             while begin + tokens(self.task, self.next_length) <= self.width:
-                question, answer = (part[0] for part in TASKS[self.task](1, self.next_length, self.rng))
-                middle, end = begin + len(question) - 1, begin + len(question) + len(answer) - 1
-                ids[row, begin:end] = np.concatenate([question, answer[:-1]])
-                targets[row, middle:end], doc_start[row, begin:end] = answer, begin
+                text, answer = self._example(self.next_length)
+                end = begin + len(text)
+                ids[row, begin:end], targets[row, end - len(answer): end] = text, answer
+                doc_start[row, begin:end] = begin
                 begin, self.next_length = end, int(self.rng.integers(1, longest + 1))
             doc_start[row, begin:] = begin
         predicted = np.count_nonzero(targets != IGNORED, axis=1)
         return Batch(ids, targets, doc_start, first_token, int(predicted.sum()), int(predicted.sum()), predicted)
+
+    def _example(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """What a model reads of an example, and its answer; MADE of a length are made at a time."""
+        ready = self._made.setdefault(length, [])
+        if not ready:
+            questions, answers = TASKS[self.task](MADE, length, self.rng)
+            ready += zip(np.concatenate([questions, answers[:, :-1]], axis=1), answers)
+        return ready.pop()

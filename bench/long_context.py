@@ -15,7 +15,8 @@
 
 No kind is trained further here: for that, `train.pretrain --init-from RUN --set model.context.kind=yarn
 model.context.factor=4 --seq-len N` makes a run, which is measured as what it is. A table goes to stderr, one JSON line
-to stdout; `--out` keeps JSON and plots, `--write` those under bench/results/.
+to stdout; `--out` keeps JSON and plots, `--write` those under bench/results/, one file for each of the two, with the
+kind in its name where there is one kind alone.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import time
 from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,7 @@ from torch.nn import functional as F
 
 from bench.long_context_needle import DEPTHS, LEARNED, TRAINED_LENGTH, grid, make_text, trained_run
 from bench.long_context_report import plot_needle, plot_perplexity, tables
+from bench.record import machine, write_results
 from engine import UserError, no_grad
 from models.config import ModelConfig
 from models.context import KINDS, PREFIX, ContextConfig
@@ -44,11 +47,12 @@ from models.run_folder import Run, load_run
 from train.command import Parser, run_command
 from train.config import Config
 from train.data import Batch, Batches, TokenStream, prepare
+from train.files import write_text, write_whole
 
 FACTOR = 8.0
 BINS = 8  # of the trained length, in the curve
 LOGITS = 1 << 22  # that exist at a time
-RESULTS = Path(__file__).parent / "results"
+PLOTS = {"perplexity": plot_perplexity, "needle": plot_needle}
 
 
 def parse(argv: list[str] | None) -> Namespace:
@@ -64,11 +68,11 @@ def parse(argv: list[str] | None) -> Namespace:
     add("--set", action="extend", nargs="+", default=[], dest="settings", metavar="model.context.key=value",
         help="one kind alone, or what all share")
     add("--checkpoint", type=int, metavar="STEP", help="default: the last one")
-    add("--seconds", type=float, default=60.0, metavar="S", help="of perplexity, and of training for the needle")
+    add("--seconds", type=float, default=150.0, metavar="S", help="of perplexity, and of training for the needle")
     add("--trials", type=int, default=20, metavar="N", help="questions in a cell of the grid")
     add("--work", type=Path, default=Path("runs"), metavar="DIR", help="keeps the needle's model (default: runs)")
     add("--out", type=Path, metavar="DIR", help="results to DIR/long-context.json and plots beside it")
-    add("--write", action="store_true", help="results to bench/results/long-context-*.json and .png")
+    add("--write", action="store_true", help="results and plots to bench/results/long-context-*")
     arguments = parser.parse_args(argv)
     for name in ("seconds", "trials"):
         if getattr(arguments, name) <= 0:
@@ -194,9 +198,9 @@ def measure(arguments: Namespace, say: Callable[[str], None]) -> dict:
     configs = variants(run, arguments.kinds, arguments.settings)
     length, longest = trained_length(run), min(config.max_seq_len for config in configs.values())
     models = {kind: with_weights(config, run) for kind, config in configs.items()}
-    results = {"run": str(path), "step": run.step, "trained_length": length, "factor": longest / length,
+    results = {"run": run.path.name, "step": run.step, "trained_length": length, "factor": longest / length,
                "kinds": {kind: vars(config.context) for kind, config in configs.items()},
-               "date": time.strftime("%Y-%m-%d")}
+               "machine": machine(torch.get_num_threads())}
     if arguments.data:
         results["perplexity"] = perplexity(models, read_text(arguments.data, run, longest), arguments.seconds, length,
                                            say)
@@ -213,16 +217,23 @@ def measure(arguments: Namespace, say: Callable[[str], None]) -> dict:
     return results
 
 
-def keep(results: dict, folder: Path, name: str) -> list[Path]:
+def keep(results: dict, folder: Path) -> list[Path]:
     """Write JSON and plots; returns what was written."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = [folder / f"{name}.json"]
-    written[0].write_text(json.dumps(results, indent=1) + "\n")
-    for section, draw in (("perplexity", plot_perplexity), ("needle", plot_needle)):
-        if section in results:
-            written.append(folder / f"{name}-{section}.png")
-            draw(results, written[-1])
+    written = [folder / "long-context.json"]
+    write_text(written[0], json.dumps(results, indent=1) + "\n")
+    for section in [section for section in PLOTS if section in results]:
+        written.append(folder / f"long-context-{section}.png")
+        write_whole(written[-1], partial(PLOTS[section], results), durable=False)
     return written
+
+
+def record(results: dict) -> list[str]:
+    """Write each section by `write_results`; returns what it tells."""
+    shared = {name: value for name, value in results.items() if name not in PLOTS}
+    suffix = f"-{next(iter(results['kinds']))}" if len(results["kinds"]) == 1 else ""
+    return [write_results(f"long-context-{section}{suffix}", {**shared, section: results[section]},
+                          partial(draw, results)) for section, draw in PLOTS.items() if section in results]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -236,10 +247,10 @@ def main(argv: list[str] | None = None) -> int:
     for table in tables(results):
         console.print(table)
     print(json.dumps(results))
-    for folder, name in ((arguments.out, "long-context"), (RESULTS if arguments.write else None,
-                                                           f"long-context-{results['date']}")):
-        if folder:
-            console.print("written: " + ", ".join(map(str, keep(results, folder, name))))
+    if arguments.out:
+        console.print("written: " + ", ".join(map(str, keep(results, arguments.out))))
+    for line in record(results) if arguments.write else ():
+        console.print(line)
     return 0
 
 

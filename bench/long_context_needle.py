@@ -4,9 +4,9 @@ A haystack is five sentences of filler over and over (arXiv 2305.16300, section 
 between its words: a key, one of 26 capitals, and its value, one of 10 digits, as in "K7;". A question is "?K" and wants
 the key's value. Guessing a digit is right one time in ten.
 
-The model reads bytes. It is trained by train.pretrain on documents of exactly its context, each with several facts and
-two questions about every one of them somewhere after it; the loss is that of all bytes, as for any text. The grid asks
-one question at the end of a haystack of some length, about the fact at some depth, among `DISTRACTORS` other facts.
+The model reads bytes. It is trained by train.pretrain on documents of exactly its context, mostly of facts and of
+questions about them with their answers; the loss is that of all bytes, as for any text. The grid asks one question at
+the end of a haystack of some length, about the fact at some depth, among `DISTRACTORS` other facts.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ from train.files import write_text
 FILLER = "the grass is green. the sky is blue. the sun is yellow. here we go. there and back again. "
 KEYS, VALUES = list(string.ascii_uppercase), list(string.digits)
 TRAINED_LENGTH = 64
-DOCUMENTS = 20_000
-CHARACTERS_OF_A_FACT = 16  # of a document for each of its facts, which with its questions takes 11 of them
-QUESTIONS = 2  # about each fact
+DOCUMENTS = 40_000
+MOST_FACTS = 6  # of a document
+CHARACTERS_OF_A_FACT = 11  # of a document for each of its facts, at least
 DISTRACTORS = 3
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 LEARNED = 0.5  # of the questions in texts as long as the trained ones: below, longer ones say nothing
 BATCH_TOKENS = 16_384
 ROWS = 32
-SETTINGS = ("model.n_layers=2", "model.d_model=64", "model.n_heads=2", "model.d_ff=128", "run.eval_every=-1",
-            "run.sample_every=-1", "data.val_fraction=0.01", "optim.warmup_steps=20")
+SETTINGS = ("model.n_layers=2", "model.d_model=64", "model.n_heads=2", "model.d_ff=64", "run.eval_every=-1",
+            "run.sample_every=-1", "data.val_fraction=0.01", "optim.warmup_steps=20", "optim.optimizer=muon",
+            "optim.lr=1e-2", "optim.weight_decay=0.0")
 
 
 def haystack(rng: np.random.Generator, pieces: Sequence[tuple[float, str]], length: int) -> str:
@@ -59,13 +60,16 @@ def haystack(rng: np.random.Generator, pieces: Sequence[tuple[float, str]], leng
 
 
 def document(rng: np.random.Generator, length: int) -> str:
-    """Training text: facts, and questions with their answers somewhere after each."""
-    keys = rng.permutation(KEYS)[: max(1, length // CHARACTERS_OF_A_FACT)]
-    pieces = []
-    for key, value, place in zip(keys, rng.choice(VALUES, len(keys)), rng.random(len(keys))):
-        pieces.append((place, f"{key}{value};"))
-        pieces += [(later, f"?{key}{value};") for later in rng.uniform(place, 1.0, QUESTIONS)]
-    return haystack(rng, pieces, length)
+    """Training text: a few facts, crowded at its beginning or spread, and questions with their answers, each somewhere
+    after its fact. Half of the text to all of it; filler is the rest."""
+    count = int(rng.integers(1, max(1, min(MOST_FACTS, length // CHARACTERS_OF_A_FACT)) + 1))
+    keys, values = rng.permutation(KEYS)[:count], rng.choice(VALUES, count)
+    places = rng.random(count) * rng.random()
+    facts = [f"{key}{value};" for key, value in zip(keys, values)]
+    room = int(length * rng.uniform(0.5, 1.0)) - len("".join(facts))
+    asked = rng.integers(0, count, max(1, room // len("?K7;")))
+    questions = [(rng.uniform(places[fact], 1.0), f"?{facts[fact]}") for fact in asked]
+    return haystack(rng, [*zip(places, facts), *questions], length)
 
 
 def make_text(file: Path, length: int, documents: int = DOCUMENTS, seed: int = 0) -> None:

@@ -42,6 +42,7 @@ def tables(results: dict) -> Iterator[Table]:
 def plot_perplexity(results: dict, path: Path) -> None:
     """A curve for each kind over the position, the trained length marked; PNG."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
 
     found = results["perplexity"]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -52,12 +53,16 @@ def plot_perplexity(results: dict, path: Path) -> None:
     axes.axvline(results["trained_length"], color="#333333", linewidth=0.8, linestyle="--")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_major_locator(LogLocator(10, (1, 1.5, 2, 3, 4, 5, 7)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.minorticks_off()
     axes.set_xlabel("position in the text (tokens); dashed: the trained length")
     axes.set_ylabel("perplexity")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    figure.legend(loc="outside right upper", frameon=False)
+    figure.savefig(path, dpi=150, format="png")
 
 
 def plot_needle(results: dict, path: Path) -> None:
@@ -75,7 +80,8 @@ def plot_needle(results: dict, path: Path) -> None:
         axes.imshow(by_depth, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
         for y, row in enumerate(by_depth):
             for x, share in enumerate(row):
-                axes.text(x, y, f"{share:.0%}", ha="center", va="center", fontsize=7)
+                axes.text(x, y, f"{100 * share:.0f}", ha="center", va="center", fontsize=8,
+                          color="white" if share > 0.85 or share < 0.1 else "black")
         axes.set_xticks(range(len(found["lengths"])), found["lengths"])
         axes.set_yticks(range(len(found["depths"])), [f"{depth:g}" for depth in found["depths"]])
         axes.set_title(kind, loc="left", fontsize=10)
@@ -83,5 +89,6 @@ def plot_needle(results: dict, path: Path) -> None:
         axes.set_ylabel("depth", fontsize=8)
     for axes in places[len(kinds):]:
         axes.set_visible(False)
-    figure.suptitle(f"Answers found, trained on {results['trained_length']} tokens", fontsize=11)
-    figure.savefig(path, dpi=150)
+    figure.suptitle(f"Questions answered right in %, trained on {results['trained_length']} tokens",
+                    fontsize=11)
+    figure.savefig(path, dpi=150, format="png")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from bench import extrapolation, extrapolation_runs
+from bench import extrapolation, extrapolation_runs, record
 from bench.extrapolation_report import plot, tables, verdict
 from bench.extrapolation_runs import EXAMPLES, KINDS, LENGTHS, exact_match, model_config, settings
 from bench.extrapolation_tasks import (END, EQUALS, IGNORED, PLUS, START, TASKS, TRAINED_LENGTH, VOCABULARY,
@@ -206,10 +206,11 @@ def test_it_goes_on_where_it_stopped(monkeypatch, tmp_path, capsys, no_plot):
 
 def test_write_keeps_results(monkeypatch, tmp_path, no_plot):
     monkeypatch.setattr(extrapolation, "run_apart", made_up)
-    monkeypatch.setattr(extrapolation, "RESULTS", tmp_path / "kept")
-    (tmp_path / "kept").mkdir()
+    monkeypatch.setattr(record, "RESULTS", tmp_path / "kept")
     assert extrapolation.main([*FLAGS, "--out", str(tmp_path / "out"), "--write"]) == 0
-    assert sorted(path.suffix for path in (tmp_path / "kept").iterdir()) == [".json", ".png"]
+    kept = sorted((tmp_path / "kept").iterdir())
+    assert [path.suffix for path in kept] == [".json", ".png"]
+    assert {"machine", "settings", "runs", "verdict"} <= set(json.loads(kept[0].read_text()))
 
 
 def test_other_settings_and_broken_results_are_refused(monkeypatch, tmp_path, no_plot):
