@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 from engine.errors import UserError
 from models.context import ContextConfig
 from models.experts_config import ExpertsConfig
+from models.settings import check_keys, check_types
 
 _POSITIVE = ("vocab_size", "n_layers", "d_model", "n_heads", "n_kv_heads", "head_dim", "d_ff", "max_seq_len")
 _INNER = {"context": ContextConfig, "experts": ExpertsConfig}
@@ -55,8 +56,7 @@ class ModelConfig:
     experts: ExpertsConfig = field(default_factory=ExpertsConfig)
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            _check_type(item.name, item.type, getattr(self, item.name))
+        check_types(self, "model.")
         if self.n_kv_heads == 0:
             object.__setattr__(self, "n_kv_heads", self.n_heads)
         if self.head_dim == 0 and self.n_heads > 0:
@@ -113,10 +113,7 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, table: dict) -> ModelConfig:
         """From a `[model]` table; an unknown key is a UserError."""
-        known = [item.name for item in fields(cls)]
-        unknown = sorted(set(table) - set(known))
-        if unknown:
-            raise UserError(f"unknown model setting {unknown[0]!r}: known are {', '.join(known)}")
+        check_keys(cls, table, "model setting '{}'")
         inner = {name: kind.from_dict(table[name]) for name, kind in _INNER.items()
                  if isinstance(table.get(name), dict)}
         return cls(**table | inner)
@@ -151,13 +148,6 @@ class ModelConfig:
         from models import parts  # parts are made from configs
 
         return sum(parts.n_parameters(self, active).values())
-
-
-def _check_type(name: str, kind: str, value: object) -> None:
-    accepted = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,),
-                "ContextConfig": (ContextConfig,), "ExpertsConfig": (ExpertsConfig,)}[kind]
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind != "bool"):
-        raise UserError(f"model.{name} must be {kind}: got {value!r}")
 
 
 JERRY = {"attention": "jerry", "position": "jerry", "feed_forward": "relu", "block": "post_norm", "final_norm": False,

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from engine.errors import UserError
+from models.settings import check_keys, check_types, from_texts
 
 KINDS = ("none", "linear", "ntk", "abf", "yarn", "dca")
 PREFIX = "model.context."
-_TYPES = {"int": (int,), "float": (int, float), "str": (str,)}
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,7 @@ class ContextConfig:
     fast_turns: float = 32.0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, _TYPES[field.type]) or isinstance(value, bool):
-                raise UserError(f"{PREFIX}{field.name} must be {field.type}: got {value!r}")
+        check_types(self, PREFIX)
         if self.kind not in KINDS:
             raise UserError(f"{PREFIX}kind must be one of {', '.join(KINDS)}: got {self.kind!r}")
         if not 1.0 <= self.factor < math.inf:
@@ -62,25 +59,13 @@ class ContextConfig:
     @classmethod
     def from_dict(cls, table: dict) -> ContextConfig:
         """From a `[model.context]` table; an unknown key is a UserError."""
-        unknown = sorted(set(table) - {field.name for field in fields(cls)})
-        if unknown:
-            raise UserError(f"unknown setting {PREFIX + unknown[0]!r}: known are "
-                            f"{', '.join(field.name for field in fields(cls))}")
+        check_keys(cls, table, f"setting '{PREFIX}{{}}'")
         return cls(**table)
 
     def changed(self, settings: Sequence[str]) -> ContextConfig:
         """A copy with texts such as `model.context.kind=yarn` applied."""
-        kinds = {field.name: {"int": int, "float": float, "str": str}[field.type] for field in fields(self)}
-        changes = {}
-        for setting in settings:
-            name, equals, text = setting.partition("=")
-            key = name.strip().removeprefix(PREFIX)
-            if not equals or not name.strip().startswith(PREFIX) or key not in kinds:
-                raise UserError(f"--set takes {PREFIX}{'|'.join(kinds)}=value here: got {setting!r}")
-            try:
-                changes[key] = kinds[key](text.strip())
-            except ValueError:
-                raise UserError(f"{PREFIX}{key} must be {kinds[key].__name__}: got {text.strip()!r}") from None
+        keys = [field.name for field in fields(self)]
+        changes = from_texts(type(self), settings, PREFIX, keys, f"{PREFIX}{'|'.join(keys)}=value here")
         return replace(self, **changes)
 
     def of_length(self, max_seq_len: int) -> ContextConfig:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from engine.errors import UserError
+from models.settings import check_keys, check_types
 
 PREFIX = "model.experts."
 CHOICES = {"score": ("softmax", "sigmoid"), "balance": ("none", "micro", "global", "sequence"),
            "load": ("hard", "soft"), "count": ("first_pass", "running")}
-_TYPES = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
 _LEAST = {"n": 1, "top_k": 1, "width": 0, "shared": 0, "first_dense": 0, "every": 1, "chain": 1}
 _FROM_ZERO = ("balance_weight", "z_loss", "bias_rate")
 
@@ -58,10 +58,7 @@ class ExpertsConfig:
     bias_rate: float = 0.0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, _TYPES[field.type]) or isinstance(value, bool) != (field.type == "bool"):
-                raise UserError(f"{PREFIX}{field.name} must be {field.type}: got {value!r}")
+        check_types(self, PREFIX)
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"{PREFIX}{name} must be one of {', '.join(allowed)}: got {getattr(self, name)!r}")
@@ -79,10 +76,7 @@ class ExpertsConfig:
     @classmethod
     def from_dict(cls, table: dict) -> ExpertsConfig:
         """From a `[model.experts]` table; an unknown key is a UserError."""
-        known = [field.name for field in fields(cls)]
-        unknown = sorted(set(table) - set(known))
-        if unknown:
-            raise UserError(f"unknown setting {PREFIX + unknown[0]!r}: known are {', '.join(known)}")
+        check_keys(cls, table, f"setting '{PREFIX}{{}}'")
         return cls(**table)
 
     def here(self, layer: int) -> bool:

@@ -37,6 +37,7 @@ from models.config import ModelConfig
 from models.decoder import Decoder
 from models.experts_config import PREFIX, ExpertsConfig
 from models.run_folder import CHECKPOINT_FORMAT, Run, checkpoint_at, load_run, read_state, read_tables
+from models.settings import from_texts
 
 ROUTER_STD = 0.02
 NOISE = 0.01
@@ -45,7 +46,6 @@ AS_DENSE = {"normalised": True, "shared": 0, "chain": 1, "width": 0}
 """What lets a mixture of copies be the layer that was copied."""
 KEPT = ("versions", "seed", "threads", "tokenizer", "data")
 """What state.json of the new run has from the old one's."""
-_KINDS = {"int": int, "float": float, "str": str, "bool": {"true": True, "false": False}.__getitem__}
 
 
 def upcycled(dense: Run, experts: ExpertsConfig, seed: int = 0) -> Decoder:
@@ -167,19 +167,9 @@ def _digest(path: Path) -> str:
 
 def experts_from(n: int, top_k: int, settings: Sequence[str]) -> ExpertsConfig:
     """With texts such as `model.experts.bias_rate=0.001` applied."""
-    kinds = {field.name: _KINDS[field.type] for field in dataclasses.fields(ExpertsConfig)}
-    changes: dict[str, object] = {"n": n, "top_k": top_k}
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        key = name.strip().removeprefix(PREFIX)
-        if not equals or not name.strip().startswith(PREFIX) or key not in kinds.keys() - changes.keys():
-            raise UserError(f"--set takes {PREFIX}key=value here, the key not n or top_k: got {setting!r}")
-        try:
-            changes[key] = kinds[key](text.strip())
-        except (ValueError, KeyError):
-            kind = ExpertsConfig.__annotations__[key]
-            raise UserError(f"{PREFIX}{key} must be {kind}: got {text.strip()!r}") from None
-    return ExpertsConfig(**changes)
+    keys = {field.name for field in dataclasses.fields(ExpertsConfig)} - {"n", "top_k"}
+    changes = from_texts(ExpertsConfig, settings, PREFIX, keys, f"{PREFIX}key=value here, the key not n or top_k")
+    return ExpertsConfig(n=n, top_k=top_k, **changes)
 
 
 def _need_experts(config: ModelConfig) -> None:
