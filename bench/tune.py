@@ -23,7 +23,6 @@ from types import MappingProxyType
 
 import torch
 
-import kernels
 from kernels.gpu import launch as launching
 from kernels.gpu import tuning
 from train.files import write_text

@@ -12,7 +12,6 @@ import sys
 from base64 import b64encode
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -1,6 +1,5 @@
 """Text on disk and jobs over it: whole files or none, in order, on threads and on Ray."""
 
-import os
 import signal
 import subprocess
 import sys
