@@ -74,6 +74,12 @@ def _talking_heads(name: str, rows: int, tokens: int, heads: int, dim: int, *, d
     )
 
 
+def _qk_norm_rope_in_place(b) -> None:
+    dim = len(b.q_gain)
+    heads = b.packed.shape[2] // (3 * dim)
+    kernels.qk_norm_rope.in_place(b.packed, heads, heads, dim, b.cos, b.sin, b.q_gain, b.k_gain, 1e-6)
+
+
 ATTENTION = [
     _attention("attention", 64, 1024, 6, 6, 128, pairs=64, dtypes=("bfloat16", "float16", "float32"), tf32=True),
     _attention("attention_64", 64, 1024, 12, 12, 64, dtypes=("bfloat16", "float32"), tf32=True),
@@ -96,5 +102,12 @@ ATTENTION = [
         "rope", {"x": Buffer("b t h d"), "cos": Buffer("t r"), "sin": Buffer("t r")},
         lambda b: kernels.rope.rotate(b.x, b.cos, b.sin), None, {"b": 64, "t": 1024, "h": 12, "d": 64, "r": 32},
         traffic=lambda n, size: (2 * n.b * n.t * n.h * n.d * size, 0),
+    ),
+    GpuCase(
+        "qk_norm_rope_in_place",
+        {"packed": Buffer("b t 3*h*d"), "cos": Buffer("t r"), "sin": Buffer("t r"), "q_gain": Buffer("d"),
+         "k_gain": Buffer("d")},
+        _qk_norm_rope_in_place, None, {"b": 64, "t": 1024, "h": 6, "d": 128, "r": 64},
+        traffic=lambda n, size: (4 * n.b * n.t * n.h * n.d * size, 0),
     ),
 ]

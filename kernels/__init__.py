@@ -155,6 +155,13 @@ rope = Kernel("rope", """Rotary position embedding (arXiv 2104.09864).
     Pairs are among the first R <= D features, i with i + R/2; the others stay as they are.
     """)
 
+qk_norm_rope = Kernel("qk_norm_rope", """What `attention` does to queries and keys before the scores, for decoding.
+
+    in_place(packed, heads, key_heads, dim, cos, sin, q_gain, k_gain, eps)
+    packed (B, T, at least (heads + key_heads) dim), contiguous: the first heads, then the key heads are normed and
+    rotated in place, the rest stays; cos and sin (at least T, R / 2), R <= dim, or both None; gains (dim) or both None.
+    """)
+
 dropout = Kernel("dropout", """Zeroes element i with probability p, scales the others by 1 / (1 - p).
 
     apply(x, p, seed, offset, stride=1) -> y       (its own gradient: apply it to dy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+import kernels
 from engine import Dropout, Linear, Module, RMSNorm, Tensor, ops
 from models import positions
 from models.cache import DeviceCache, KVCache, project, rms_norm
@@ -84,13 +85,15 @@ class GroupedQueryAttention(Module):
 
     def decode(self, x: Tensor, cache: DeviceCache, layer: int) -> Tensor:
         """`step` on a GPU: x [1, T, d_model], T = 1 unless the cache is empty -> [1, T, d_model]."""
-        q, k, v = self._heads(x)
+        c, first = self.config, cache.length
         if self.position.chunked:
-            first = cache.length
+            q, k, v = self._heads(x)
             keys, values = cache.put(layer, self.position.keys(k, self.qkv.weight, first), v)
             return self.out(self.position.newest(q, keys, values, self.qkv.weight, first), residual=x)
-        options = self.position.options(self.qkv.weight)
-        if "rope" in options:
-            cos, sin = options.pop("rope")
-            q, k = ops.rope(q, cos, sin, cache.length), ops.rope(k, cos, sin, cache.length)
-        return self.out(cache.attend(layer, q, k, v, options), residual=x)
+        packed, options = self._projected(x), self.position.options(self.qkv.weight)
+        cos, sin = (table[first:] for table in options.pop("rope")) if "rope" in options else (None, None)
+        gains = (self.q_norm.gain.data, self.k_norm.gain.data) if c.qk_norm else (None, None)
+        if c.qk_norm or cos is not None:
+            kernels.qk_norm_rope.in_place(packed.data, c.n_heads, c.n_kv_heads, c.head_dim, cos, sin, *gains,
+                                          c.norm_eps)
+        return self.out(cache.attend(layer, packed, options), residual=x)

@@ -120,25 +120,26 @@ class DeviceCache:
         values[:, start:stop].copy_(v.data)
         return Tensor(keys[:, :stop]), Tensor(values[:, :stop])
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
-        """Puts k and v at the end of the layer's part, and lets every new token see all up to itself.
+    def attend(self, layer: int, packed: Tensor, options: dict) -> Tensor:
+        """Puts keys and values at the end of the layer's part, and lets every new token see all up to itself.
 
         Args:
-            q: [1, T, H, D], k and v [1, T, K, D], normed and rotated; T is 1, or the cache is empty.
+            packed: [1, T, (H + 2 K) D], queries and keys normed and rotated; T is 1, or the cache is empty.
             options: of `ops.attention` that shape the scores.
         Returns:
             [1, T, H D].
         """
-        new, n_heads, head_dim = q.shape[1:]
-        self.put(layer, k, v)
+        keys, values = self.store[layer]
+        new, key_heads, head_dim = packed.shape[1], *keys.shape[2:]
+        n_heads = packed.shape[2] // head_dim - 2 * key_heads
+        q, k, v = packed.data.view(1, new, -1, head_dim).split((n_heads, key_heads, key_heads), 2)
+        self.put(layer, Tensor(k), Tensor(v))
         if new > 1:
-            packed = ops.cat([t.reshape(1, new, -1) for t in (q, k, v)], -1)
-            return ops.attention(packed, n_heads, k.shape[2], **options)
+            return ops.attention(packed, n_heads, key_heads, **options)
         self.lengths.fill_(self.length + new)
         if "distance" in options:
             options = {**options, "distance": tuple(number.data for number in options["distance"])}
-        mixed = kernels.decode_attention.forward(q.data.reshape(1, n_heads, head_dim), *self.store[layer],
-                                                 self.lengths, **options)
+        mixed = kernels.decode_attention.forward(q.reshape(1, n_heads, head_dim), keys, values, self.lengths, **options)
         return Tensor(mixed.view(1, 1, n_heads * head_dim))
 
 

@@ -104,12 +104,12 @@ class JerryAttention(Module):
         heads, new = self.config.n_heads, x.shape[1]
         packed = self.qkv(x if self.norm is None else self.norm(x))
         packed = packed if self.qkv_affine is None else self.qkv_affine(packed)
-        split = packed.reshape(1, new, 3, heads, self.config.head_dim)
-        q, k, v = split[:, :, 0], split[:, :, 1], split[:, :, 2]
         options = self.position.options(self.qkv.weight)
         if self.before is None:
-            y = cache.attend(layer, q, k, v, options)
+            y = cache.attend(layer, packed, options)
         else:
+            split = packed.reshape(1, new, 3, heads, self.config.head_dim)
+            q, k, v = split[:, :, 0], split[:, :, 1], split[:, :, 2]
             keys, values = cache.put(layer, k, v)
             y = (ops.talking_heads(packed, heads, *options["distance"], self.before, self.after) if new > 1
                  else self._newest(q, keys, values, *options["distance"]))

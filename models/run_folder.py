@@ -26,6 +26,8 @@ else:
     import tomli as tomllib
 
 CHECKPOINT_FORMAT = 1
+FACTS = "facts.json"
+"""What settings do not tell of a run: what it was made of, its text, where and when it trained (train/report)."""
 _STEP = re.compile(r"step-(\d{6,})")
 
 

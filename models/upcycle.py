@@ -21,6 +21,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ from models.command import Parser, exit_code
 from models.config import ModelConfig
 from models.decoder import Decoder
 from models.experts_config import PREFIX, ExpertsConfig
-from models.run_folder import CHECKPOINT_FORMAT, Run, checkpoint_at, load_run, read_state, read_tables
+from models.run_folder import CHECKPOINT_FORMAT, FACTS, Run, checkpoint_at, load_run, read_state, read_tables
 from models.settings import from_texts
 
 ROUTER_STD = 0.02
@@ -126,11 +127,11 @@ def _last_loads(run: Run, layers: int) -> np.ndarray:
     return found
 
 
-def write_run(model: Decoder, source: Run, out: Path, how: str) -> None:
+def write_run(model: Decoder, source: Run, out: Path, how: str, command: str) -> None:
     """Write the folder of a run at step 0, whole or not at all, with a model that was made of another run's.
 
     Args:
-        how: words for state.json.
+        how, command: what was done, in words and for a shell: for the run's report.
     Raises:
         UserError: the folder is there, or cannot be written.
     """
@@ -147,9 +148,11 @@ def write_run(model: Decoder, source: Run, out: Path, how: str) -> None:
         weights = checkpoint / "model.safetensors"
         save_file(model.state_dict(), weights)
         state = {"format": CHECKPOINT_FORMAT, "step": 0, "cursor": 0, "seconds": 0.0, "wall_seconds": 0.0, "updates": 0,
-                 **{key: before[key] for key in KEPT if key in before}, "made": how,
+                 **{key: before[key] for key in KEPT if key in before},
                  "files": {weights.name: {"bytes": weights.stat().st_size, "sha256": _digest(weights)}}}
         (checkpoint / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+        facts = {"made": {"how": how, "command": command}}
+        (temporary / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         os.rename(temporary, out)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from None
@@ -178,7 +181,7 @@ def _need_experts(config: ModelConfig) -> None:
                         f"got {config.experts.first_dense + config.experts.every}")
 
 
-def make(arguments: argparse.Namespace) -> str:
+def make(arguments: argparse.Namespace, command: str) -> str:
     """Do what the flags say; returns what to tell of it."""
     if arguments.seed < 0:
         raise UserError(f"--seed must be at least 0: got {arguments.seed}")
@@ -198,7 +201,7 @@ def make(arguments: argparse.Namespace) -> str:
         model, how = upcycled(run, experts, arguments.seed), "upcycled"
     else:
         model, how = grown(run, arguments.add, arguments.seed), f"{arguments.add} experts added"
-    write_run(model, run, arguments.out, f"{how}, from step {run.step} of {run.path}")
+    write_run(model, run, arguments.out, f"{how}, from step {run.step} of {run.path}", command)
     config, out = model.config, arguments.out
     layers = sum(config.experts.here(layer) for layer in range(config.n_layers))
     return (f"{out}: {config.experts.n} experts, {config.experts.top_k} for a token, in {layers} of {config.n_layers} "
@@ -220,7 +223,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--set", action="extend", nargs="+", default=[], dest="settings",
                         metavar="model.experts.key=value", help="other settings, such as model.experts.bias_rate=0.001")
     arguments = parser.parse_args(argv)
-    return exit_code(lambda: print(make(arguments)))
+    command = shlex.join(["python", "-m", "models.upcycle", *(sys.argv[1:] if argv is None else argv)])
+    return exit_code(lambda: print(make(arguments, command)))
 
 
 if __name__ == "__main__":

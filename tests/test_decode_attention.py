@@ -1,7 +1,8 @@
-"""Attention of one new token per sequence over a cache, on both devices, against torch."""
+"""What decoding calls: heads normed and rotated in place, and attention of a new token over a cache; against torch."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kernels
+from bench import references
 from harness import GPU, gpu_programs
 from kernels import memory
 
@@ -122,3 +124,37 @@ def test_more_splits_than_are_put_together_at_once():
 def test_the_same_bits_every_time():
     tensors = inputs(4, [70, 5], 70, 6, 2, 20, torch.float32)
     assert torch.equal(ours(*tensors), ours(*tensors))
+
+
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("pairs", [0, 3, 5])
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_heads_are_normed_and_rotated_where_they_are(device, pairs, normed, dtype):
+    if device == "gpu":
+        pytest.importorskip("triton")
+    elif dtype == torch.bfloat16:
+        pytest.skip("the CPU's programs take no bfloat16")
+    rng, heads, key_heads, dim, first = np.random.default_rng(pairs), 4, 2, 10, 3
+    packed, q_gain, k_gain = (torch.from_numpy(rng.standard_normal(shape)).to(dtype)
+                              for shape in ((2, 5, (heads + 2 * key_heads) * dim), dim, dim))
+    angles = torch.from_numpy(rng.standard_normal((11, pairs))).float()
+    tables = (angles.cos()[first:], angles.sin()[first:]) if pairs else (None, None)
+    gains = (q_gain, k_gain) if normed else (None, None)
+
+    parts = packed.double().view(2, 5, -1, dim).split((heads, key_heads, key_heads), 2)
+    wanted = []
+    for part, gain in zip(parts, (*gains, None)):
+        if gain is not None:
+            part = part / (part.square().mean(-1, keepdim=True) + 1e-5).sqrt() * gain.double()
+        wanted.append(part)
+    if pairs:
+        wanted[:2] = (references.rotate(part, *(table.double() for table in tables)) for part in wanted[:2])
+
+    with contextlib.nullcontext() if device == "cpu" else gpu_programs():
+        place = "cpu" if device == "cpu" else GPU
+        found, *others = (None if t is None else t.to(place) for t in (packed.clone(), *tables, *gains))
+        kernels.qk_norm_rope.in_place(found, heads, key_heads, dim, *others, 1e-5)
+    assert torch.equal(found.cpu()[..., -key_heads * dim:], packed[..., -key_heads * dim:]), "values stay"
+    tolerance = {"atol": 2e-6, "rtol": 2e-6} if dtype == torch.float32 else {"atol": 1e-2, "rtol": 1e-2}
+    torch.testing.assert_close(found.cpu().double(), torch.cat(wanted, 2).flatten(2), **tolerance)

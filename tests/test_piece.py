@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from piece_samples import SINGLES, sample
 
-from tokenizer import ByteTokenizer, PieceTokenizer, StreamEncoder, TokenizerError, best_path, load
+from tokenizer import ByteTokenizer, PieceTokenizer, StreamEncoder, TokenizerError, best_path
 from tokenizer.boundaries import borders as borders_of
 from tokenizer.documents import Piece
 from tokenizer.encode import encode_documents

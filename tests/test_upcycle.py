@@ -8,14 +8,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from models_samples import RUN_CONFIG, disturbed, written_run
+from models_samples import RUN_CONFIG, written_run
 
 from models import upcycle
 from models.config import ModelConfig
 from models.decoder import Decoder
 from models.experts_config import ExpertsConfig
 from models.generate import generate_ids
-from models.run_folder import load_run, read_state
+from models.run_folder import load_run
 from models.sampling import Sampling
 from train import checkpoint, pretrain
 from train.config import Config
@@ -115,12 +115,14 @@ def test_a_new_run_is_trained_grown_and_read(trained, tmp_path, capsys):
     losses = [loss_of(load_run(run, device="cpu").model) for run in (out, dense)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     assert Config.load(out / "config.toml").model.experts == ExpertsConfig(n=4, bias_rate=0.01)
-    assert read_state(out / "checkpoints" / "step-000000")["made"] == f"upcycled, from step 6 of {dense}"
     assert len(list(generate_ids(load_run(out).model, [1, 2], 5, Sampling(temperature=0.0)))) == 5
     assert pretrain.main(["--out", str(out), "--resume"]) == 0
     rows = read_metrics(out / "metrics.jsonl")
     assert rows[0]["step"] == 1 and rows[-1]["step"] == 6 and len(rows[0]["experts"]["load"]) == 2
     assert rows[0]["loss"] < read_metrics(dense / "metrics.jsonl")[0]["loss"]
+    report = (out / "report.html").read_text(encoding="utf-8")
+    assert f"First weights: upcycled, from step 6 of {dense}." in report
+    assert f"python -m models.upcycle {dense} --out {out} --experts 4" in report
     assert made(out, "--out", more, "--add", 2) == 0
     assert "6 experts, 2 for a token" in capsys.readouterr().out
     assert load_run(more).config.experts == ExpertsConfig(n=6, bias_rate=0.01)

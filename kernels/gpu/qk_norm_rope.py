@@ -1,8 +1,9 @@
 """RMS norm of each query and key head and rotation by its position, on the packed projection; both are optional.
 
-Forward writes queries and keys, normed and rotated, to a buffer of their own: the raw ones are needed for the norm's
-gradient. Backward works in place on the packed gradient. Attention's backward makes the buffer again rather than keep
-it: reading and writing two thirds of the projection is cheap, and a layer then keeps nothing but the projection.
+Decoding norms and rotates in place. In training, forward writes queries and keys to a buffer of their own: the norm's
+gradient needs the raw ones, and dividing the results by gains near 0 would not bring those back. Attention's backward
+makes the buffer again rather than keep it: reading and writing two thirds of the projection is cheap, and a layer then
+keeps nothing but the projection. Backward works in place on the packed gradient.
 
 QK-norm: arXiv 2302.05442, section 2. RoPE: arXiv 2104.09864, section 3.4.2, pairing feature i with i + R / 2 among
 the first R, R / 2 being the width of the tables; features from R on stay as they are. A program takes a block of
@@ -57,7 +58,7 @@ def _gain(q_gain, k_gain, is_query, FIRST: tl.constexpr, SIZE: tl.constexpr, COL
 @triton.jit
 def _forward(packed, cos, sin, q_gain, k_gain, result, count, length, eps,
              HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr, WIDTH: tl.constexpr,
-             PAIRS: tl.constexpr, REST: tl.constexpr, ROWS: tl.constexpr):
+             RESULT_WIDTH: tl.constexpr, PAIRS: tl.constexpr, REST: tl.constexpr, ROWS: tl.constexpr):
     LEFT: tl.constexpr = DIM - 2 * HALF
     head = tl.program_id(0) % (HEADS + KEY_HEADS)
     token = tl.program_id(0) // (HEADS + KEY_HEADS) * ROWS + tl.arange(0, ROWS)
@@ -79,13 +80,13 @@ def _forward(packed, cos, sin, q_gain, k_gain, result, count, length, eps,
     if cos is not None:
         c = _load(cos, token % length, length, HALF, HALF, PAIRS)
         s = _load(sin, token % length, length, HALF, HALF, PAIRS)
-        _store(y, token, a * c - b * s, count, (HEADS + KEY_HEADS) * DIM, HALF, PAIRS)
-        _store(y + HALF, token, b * c + a * s, count, (HEADS + KEY_HEADS) * DIM, HALF, PAIRS)
+        _store(y, token, a * c - b * s, count, RESULT_WIDTH, HALF, PAIRS)
+        _store(y + HALF, token, b * c + a * s, count, RESULT_WIDTH, HALF, PAIRS)
     else:
-        _store(y, token, a, count, (HEADS + KEY_HEADS) * DIM, HALF, PAIRS)
-        _store(y + HALF, token, b, count, (HEADS + KEY_HEADS) * DIM, HALF, PAIRS)
+        _store(y, token, a, count, RESULT_WIDTH, HALF, PAIRS)
+        _store(y + HALF, token, b, count, RESULT_WIDTH, HALF, PAIRS)
     if LEFT > 0:
-        _store(y + 2 * HALF, token, rest, count, (HEADS + KEY_HEADS) * DIM, LEFT, REST)
+        _store(y + 2 * HALF, token, rest, count, RESULT_WIDTH, LEFT, REST)
 
 
 @triton.jit
@@ -167,13 +168,24 @@ def forward(packed: torch.Tensor, heads: int, key_heads: int, dim: int, cos, sin
         (B, T, (heads + key_heads) D).
     """
     packed = contiguous(packed)
+    result = memory.empty((*packed.shape[:2], (heads + key_heads) * dim), packed.dtype, packed.device)
+    _write(result, packed, heads, key_heads, dim, cos, sin, q_gain, k_gain, eps)
+    return result
+
+
+def in_place(packed: torch.Tensor, heads: int, key_heads: int, dim: int, cos, sin, q_gain, k_gain, eps: float) -> None:
+    """`forward`, its result taking the place of the heads it was made of; `packed` is contiguous."""
+    _write(packed, packed, heads, key_heads, dim, cos, sin, q_gain, k_gain, eps)
+
+
+def _write(result: torch.Tensor, packed: torch.Tensor, heads: int, key_heads: int, dim: int, cos, sin, q_gain, k_gain,
+           eps: float) -> None:
     batch, length, width = packed.shape
-    result = memory.empty((batch, length, (heads + key_heads) * dim), packed.dtype, packed.device)
     tile, options = _tile("qk_norm_rope_forward", packed.dtype, dim, cos)
     programs = triton.cdiv(batch * length, tile["ROWS"]) * (heads + key_heads)
     launch(_forward, (programs,), packed, *_tables(cos, sin, q_gain, k_gain), result, batch * length, length, eps,
-           HEADS=heads, KEY_HEADS=key_heads, DIM=dim, WIDTH=width, **tile, num_warps=options["num_warps"])
-    return result
+           HEADS=heads, KEY_HEADS=key_heads, DIM=dim, WIDTH=width, RESULT_WIDTH=result.shape[2], **tile,
+           num_warps=options["num_warps"])
 
 
 def backward_in_place(gradient: torch.Tensor, packed: torch.Tensor, heads: int, key_heads: int, dim: int, cos, sin,

@@ -12,7 +12,6 @@ sort moves about 2 passes of 16 n bytes.
 
 from __future__ import annotations
 
-import math
 
 import torch
 import triton

@@ -1,4 +1,4 @@
-"""facts.json of a run folder: what its text is, and where, when and how long it trained."""
+"""facts.json of a run folder: what it was made of, what its text is, and where, when and how long it trained."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 import kernels
+from models.run_folder import FACTS
 from train.checkpoint import versions
 from train.config import Config
 from train.files import write_text
@@ -25,17 +26,18 @@ if TYPE_CHECKING:
     from train.data import Part
     from train.inputs import Texts
 
-FILE = "facts.json"
-
 
 def read_facts(run: Path) -> dict:
-    """{"data": ..., "sessions": [...]}; both empty where nothing, or nothing readable, was written."""
+    """{"made": ..., "data": ..., "sessions": [...]}; all empty where nothing, or nothing readable, was written.
+
+    "made" is what models.upcycle wrote: {"how": words, "command": text}.
+    """
     try:
-        found = json.loads((run / FILE).read_text(encoding="utf-8"))
+        found = json.loads((run / FACTS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = {}
     found = found if isinstance(found, dict) else {}
-    return {"data": found.get("data") or {}, "sessions": found.get("sessions") or []}
+    return {"made": found.get("made") or {}, "data": found.get("data") or {}, "sessions": found.get("sessions") or []}
 
 
 @contextlib.contextmanager
@@ -96,4 +98,4 @@ def _now() -> str:
 
 
 def _write(run: Path, facts: dict) -> None:
-    write_text(run / FILE, json.dumps(facts, indent=1) + "\n", durable=False)
+    write_text(run / FACTS, json.dumps(facts, indent=1) + "\n", durable=False)

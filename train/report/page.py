@@ -12,7 +12,7 @@ from train.progress import printable
 from train.report import experts, tables
 from train.report.charts import Curve, Points, figure
 from train.report.history import History, told
-from train.report.reproduce import command
+from train.report.reproduce import as_typed, command
 from train.report.tables import Table
 
 STYLE = Path(__file__).with_name("page.css")
@@ -48,11 +48,12 @@ def _heading(history: History, name: str) -> str:
     state = ("finished" if history.finished else "not finished: this is how far it has come")
     length = f"step {history.step:,}" + (f" of {total:,}" if total else "")
     active = f", {model.n_parameters(active=True):,} of them for a token" if model.feed_forward == "moe" else ""
+    made = f" First weights: {escape(history.facts['made']['how'])}." if history.facts["made"] else ""
     cards = "".join(f"<div><small>{escape(title)}</small><b>{escape(value)}</b><small>{escape(more)}</small></div>"
                     for title, value, more in tables.at_a_glance(history))
     return f"""<h1>Training run {name}</h1>
 <p class="soft">{length}, {state}. Preset {escape(config.run.preset)}: {model.n_parameters():,} parameters{active},
-{model.n_layers} layers of width {model.d_model}, {model.vocab_size:,} ids.</p>
+{model.n_layers} layers of width {model.d_model}, {model.vocab_size:,} ids.{made}</p>
 <div class="cards">{cards}</div>
 """
 
@@ -170,15 +171,17 @@ def _events(history: History) -> str:
 
 def _reproduce(history: History) -> str:
     sessions = history.facts["sessions"]
-    line = command(history.config, sessions[0].get("arguments", []) if sessions else [])
+    flags = sessions[0].get("arguments", []) if sessions else []
+    made = history.facts["made"]
+    line = f"{made['command']}\n{as_typed(flags)}" if made else command(history.config, flags)
     steered = any(row["event"] in ("set", "undo") for row in history.events)
     told_more = (" Settings were changed while it ran: copy steering.jsonl into the new run folder after the first "
                  "steps and go on with --resume, or set them again at the steps listed above." if steered else "")
     versions = sessions[-1].get("versions", {}) if sessions else {}
-    made = ", ".join(f"{name} {value}" for name, value in versions.items())
+    with_versions = ", ".join(f"{name} {value}" for name, value in versions.items())
     return f"""<h2>To train it again</h2>
 <p class="soft">The same numbers to the last digit want the same text, machine, threads and versions{
-        f" ({escape(made)})" if made else ""}.{told_more}</p>
+        f" ({escape(with_versions)})" if versions else ""}.{told_more}</p>
 <pre>{escape(line)}</pre>
 """
 

@@ -50,7 +50,12 @@ def arguments(config: Config, started_with: list[str] = ()) -> list[str]:
 
 def command(config: Config, started_with: list[str] = ()) -> str:
     """The whole command for a shell."""
-    return shlex.join(["python", "-m", "train.pretrain", *arguments(config, started_with)])
+    return as_typed(arguments(config, started_with))
+
+
+def as_typed(flags: list[str]) -> str:
+    """The command with flags as they were given."""
+    return shlex.join(["python", "-m", "train.pretrain", *flags])
 
 
 def _text(value: object) -> str:
