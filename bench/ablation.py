@@ -1,11 +1,13 @@
 """Which parts of the seed system's model help: `python -m bench.ablation --data TRAIN --val-data VALIDATION`.
 
-The base model and the seed's, and between them the base with one part of the seed's at a time, and the seed's with one
-of its own taken back. All at one size, on the same tokens in the same order, for the same minutes, judged by bits per
-byte of the whole validation text. The runs take turns, AT_ONCE at a time (bench/turns.py). Progress and a table go to
-stderr, one JSON line to stdout; --write puts that into bench/results/ with a plot.
+The base recipe and the seed's, and between them the base with one part of the seed's at a time, and the seed's with one
+of ours. All at one size, on the same tokens in the same order, for the same minutes, judged by bits per byte of the
+whole validation text. The runs take turns (bench/turns.py) in groups of at most AT_ONCE; the base runs in each group,
+and the others are compared with that of their own, as a machine's hours differ. Progress and a table go to stderr, one
+JSON line to stdout; --write puts that into bench/results/ with a plot.
 
-A model of seconds says little about one of weeks: read it as what the first minutes of training are like.
+Minutes of a small model say little about weeks of a large one: read it as what the beginning of training is like. The
+seed's waves and its growing rows are for thousands of steps, and left out; so is its rate of 3e-4, but for one row.
 """
 
 from __future__ import annotations
@@ -38,12 +40,13 @@ BACK = {
     "our first weights": {"initialisation": "normal"},
     "no dropout": {"dropout": 0.0},
 }
-"""What becomes of the seed's settings, by the part that is taken back."""
-AT_ONCE = 10  # processes, each with a model
-RECIPE = ("optim.lr=3e-4", "optim.betas=0.9,0.98", "optim.eps=1e-7", "optim.warmup=quadratic", "optim.optimizer=muon",
+"""What becomes of the seed's settings, by the part of ours that is put in."""
+BASE = "base"
+AT_ONCE = 12  # processes, each with a model
+RECIPE = ("optim.betas=0.9,0.98", "optim.eps=1e-7", "optim.warmup=quadratic", "optim.optimizer=muon",
           "optim.muon_momentum=0.9", "optim.muon_nesterov=false", "optim.muon_steps=20",
           "optim.muon_coefficients=classical", "optim.muon_per_head=true", "optim.muon_head=true")
-"""The seed's optimizer."""
+"""The seed's optimizer, at our rate."""
 
 
 def sides(minutes: float) -> dict[str, Side]:
@@ -55,19 +58,35 @@ def sides(minutes: float) -> dict[str, Side]:
                  for key, value in settings.items())
         return Side((*texts, *more), minutes)
 
-    found = {"base": side({}), "base, Muon": side({}, "optim.optimizer=muon")}
-    found |= {f"base with {name}": side(changes) for name, changes in PARTS.items()}
-    found |= {"seed": side(seed), "seed, its optimizer": side(seed, *RECIPE)}
-    return found | {f"seed with {name}": side({**seed, **changes}) for name, changes in BACK.items()}
+    found = {BASE: side({})} | {f"base with {name}": side(changes) for name, changes in PARTS.items()}
+    found |= {"base with its optimizer": side({}, *RECIPE), "seed": side(seed, *RECIPE)}
+    found |= {f"seed with {name}": side({**seed, **changes}, *RECIPE) for name, changes in BACK.items()}
+    return found | {"seed with our optimizer": side(seed), "seed at its rate": side(seed, *RECIPE, "optim.lr=3e-4")}
 
 
-def table(results: dict[str, Result]) -> str:
-    """Markdown, best first, with the distance to the base."""
-    base = results["base"].bits_per_byte if "base" in results else float("nan")
-    rows = sorted(results.items(), key=lambda entry: entry[1].bits_per_byte)
+def groups(chosen: dict[str, Side]) -> list[dict[str, Side]]:
+    """As few as AT_ONCE allows and as equal as can be, dealt in turn; the base, if chosen, is in each."""
+    anchor = {BASE: chosen[BASE]} if BASE in chosen else {}
+    others = [entry for entry in chosen.items() if entry[0] != BASE]
+    count = max(1, -(-len(others) // (AT_ONCE - len(anchor))))
+    return [anchor | dict(others[first::count]) for first in range(count)]
+
+
+def table(found: list[dict[str, Result]]) -> str:
+    """Markdown, best first, with the distance to the base of the same group."""
+    rows = []
+    for number, results in enumerate(found, 1):
+        base = results[BASE].bits_per_byte if BASE in results else float("nan")
+        rows += [(result.bits_per_byte, named(name, number), result.bits_per_byte - base, result.steps)
+                 for name, result in results.items()]
     lines = ["| model | bits per byte | to base | steps |", "|---|---:|---:|---:|"]
-    return "\n".join(lines + [f"| {name} | {result.bits_per_byte:.4f} | {result.bits_per_byte - base:+.4f} | "
-                              f"{result.steps:,} |" for name, result in rows]) + "\n"
+    return "\n".join(lines + [f"| {name} | {loss:.4f} | {distance:+.4f} | {steps:,} |"
+                              for loss, name, distance, steps in sorted(rows)]) + "\n"
+
+
+def named(name: str, group: int) -> str:
+    """The base has as many names as runs."""
+    return f"{name}, group {group}" if name == BASE and group > 1 else name
 
 
 def plot(results: dict[str, Result], path: Path) -> None:
@@ -96,10 +115,9 @@ def main(argv: list[str] | None = None) -> int:
     if unknown:
         raise UserError(f"--only takes some of {'; '.join(known)}: got {unknown[0]}")
     chosen = {name: side for name, side in known.items() if not arguments.only or name in arguments.only}
-    results: dict[str, Result] = {}
-    for first in range(0, len(chosen), AT_ONCE):
-        results |= run_in_turns(arguments, arguments.seed, dict(list(chosen.items())[first: first + AT_ONCE]))
-    tell("ablation", arguments, results, table(results), plot)
+    found = [run_in_turns(arguments, arguments.seed, group) for group in groups(chosen)]
+    results = {named(name, number): result for number, group in enumerate(found, 1) for name, result in group.items()}
+    tell("ablation", arguments, results, table(found), plot, groups=[list(group) for group in found])
     return 0
 
 

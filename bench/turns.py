@@ -234,11 +234,12 @@ def contest_parser(name: str, description: str, minutes: float) -> Parser:
 
 
 def tell(name: str, arguments: argparse.Namespace, results: dict[str, Result], table: str,
-         plot: Callable[[dict[str, Result], Path], None]) -> None:
-    """The table to stderr, one JSON line to stdout, and with --write both it and the plot to bench/results/."""
+         plot: Callable[[dict[str, Result], Path], None], **more: object) -> None:
+    """The table to stderr, one JSON line, with `more` in it, to stdout, and with --write both it and the plot to
+    bench/results/."""
     print(table, file=sys.stderr)
     found = {"machine": machine(arguments.threads), "minutes": arguments.minutes, "seed": arguments.seed,
-             "runs": {side: asdict(result) for side, result in results.items()}}
+             "runs": {side: asdict(result) for side, result in results.items()}, **more}
     print(json.dumps(found))
     if arguments.write:
         print(write_results(name.replace("_", "-"), found, lambda path: plot(results, path)), file=sys.stderr)

@@ -103,8 +103,11 @@ def test_the_ablation_tables_the_runs_and_writes_them_whole(monkeypatch, tmp_pat
     flags = ["--data", "a", "--val-data", "b", "--minutes", "1"]
     assert ablation.main([*flags, "--write"]) == 0
     out = capsys.readouterr()
-    assert "| base | 2.0000 | +0.0000 | 100 |" in out.err
-    assert json.loads(out.out)["runs"]["base"]["bits_per_byte"] == 2.0
+    assert "| base | 2.0000 | +0.0000 | 100 |" in out.err and "| base, group 2 | 2.0000 | +0.0000 | 100 |" in out.err
+    told = json.loads(out.out)
+    assert set(told["runs"]) == {*names, "base, group 2"}
+    assert [group[0] for group in told["groups"]] == ["base"] * 2
+    assert sum(map(len, told["groups"])) == len(names) + 1 and max(map(len, told["groups"])) <= ablation.AT_ONCE
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".png"}
     with pytest.raises(UserError, match="--only takes some of .*: got nothing"):
         ablation.main([*flags, "--only", "nothing"])
