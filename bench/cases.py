@@ -158,8 +158,8 @@ DISTANCE = (Input("1", positive), Input("1", normal))
 def _attention(name: str, extra: tuple[Input, ...], *arguments: str, **options: tuple) -> Case:
     """engine.ops.attention with some of its optional inputs, by name, and values of its options."""
 
-    def slopes(alibi: bool, heads: tuple[int, int]) -> dict:
-        return {"alibi": torch.tensor([0.5**head for head in range(1, heads[0] + 1)])} if alibi else {}
+    def slopes(alibi: bool, heads: tuple[int, int], device: torch.device) -> dict:
+        return {"alibi": torch.tensor([0.5**head for head in range(1, heads[0] + 1)], device=device)} if alibi else {}
 
     def ours(qkv, *values, heads, alibi=False, **options):
         given = dict(zip(arguments, values))
@@ -167,12 +167,12 @@ def _attention(name: str, extra: tuple[Input, ...], *arguments: str, **options: 
             given["rope"] = given.pop("cos"), given.pop("sin")
         if "reach" in given:
             given["distance"] = given.pop("reach"), given.pop("offset")
-        return ops.attention(qkv, *heads, **given, **slopes(alibi, heads), **options)
+        return ops.attention(qkv, *heads, **given, **slopes(alibi, heads, qkv.device), **options)
 
     def theirs(qkv, *values, heads, alibi=False, **options):
         given = dict(zip(arguments, values))
-        return references.packed_attention(qkv, **given, heads=heads[0], key_heads=heads[1], **slopes(alibi, heads),
-                                           **options)
+        return references.packed_attention(qkv, **given, heads=heads[0], key_heads=heads[1],
+                                           **slopes(alibi, heads, qkv.device), **options)
 
     return Case(name, ours, theirs, (Input("b t 16*e", normal), *extra), TOKENS,
                 {"heads": ((4, 2), (6, 1)), **options})
@@ -231,7 +231,8 @@ LAYERS += [
     Case("talking_heads", lambda *given: ops.talking_heads(given[0], 3, *given[1:]),
          lambda *given: references.talking_heads(*given, heads=3), (Input("b t 9*e", normal), *MIXED), TOKENS),
     Case("talking_heads_documents", lambda *given: ops.talking_heads(given[0], 3, *given[1:]),
-         lambda *given: references.talking_heads(*given, heads=3), (Input("b t 9*e", normal), *MIXED, DOCUMENTS), TOKENS),
+         lambda *given: references.talking_heads(*given, heads=3), (Input("b t 9*e", normal), *MIXED, DOCUMENTS),
+         TOKENS),
 ]
 
 ROUTED = {"b": (1, 2, 8), "t": (1, 9, 256), "e": (2, 6, 8)}

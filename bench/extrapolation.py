@@ -2,10 +2,12 @@
 
 Small decoders (2 layers, width 64, 4 heads) that differ in nothing but their positions learn to copy, to reverse and to
 add (bench/extrapolation_tasks.py) at lengths up to 32, and are tested up to 512: an answer counts if every id of it is
-right. Learned positions are not defined past their table, which ends with the training.
+right. Learned positions are not defined past their table, which ends with the training. "jerry-whole" differs in more:
+it is the seed's decoder.
 
-A run is a process with one thread, and as many go at a time as there are cores. --seconds are CPU time of the training,
-so other programs change nothing but the wait. Results are written after each run to DIR/results.json, and the same
+A run is a process with one thread, and as many go at a time as there are cores. --seconds are CPU time of the training.
+Other programs take away from it by the caches that all share, so a busy machine's runs make fewer steps; the tables
+tell how many. Results are written after each run to DIR/results.json, and the same
 command goes on where it stopped. Progress, tables and what holds go to stderr, one JSON line to stdout.
 """
 

@@ -93,7 +93,7 @@ def _of_the_claim(results: dict, kind: str) -> list[str]:
     longest = results["settings"]["lengths"][-1]
     learned = [task for task in names(results, "task") if holds_to(results, task, kind)]
     kept = [task for task in learned if holds_to(results, task, kind) == longest]
-    lines = [f"Unlimited extrapolation is claimed for {kind}, which holds at no tested length here."]
+    lines = [f"Unlimited extrapolation is claimed for {kind}, which learnt no task here: its runs say nothing of that."]
     if learned:
         tasks = "1 task" if len(learned) == 1 else f"{len(learned)} tasks"
         lines = [f"Unlimited extrapolation is claimed for {kind}: of {tasks} where it holds at all, it holds to the "

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -31,16 +31,18 @@ KINDS = {
     "sinusoidal": {"position": "sinusoidal"},
     "learned": {"position": "learned"},
     "none": {"position": "none"},
-    "jerry-whole": {**JERRY, "dropout": 0.0},
+    "jerry-whole": {**JERRY, "dropout": 0.0, "tie_embeddings": False},
 }
 SEED_FORMS = ("jerry", "jerry-whole")
-"""The seed system's positions in the same decoder as the others, and with all of its parts."""
+"""The seed system's positions in the same decoder as the others, and with all of its parts, an own head among them."""
 LENGTHS = (16, 32, 64, 128, 256, 512)
 EXAMPLES = 128
 MODEL = {"vocab_size": VOCABULARY, "n_layers": 2, "d_model": 64, "n_heads": 4, "d_ff": 64, "tie_embeddings": True}
 SCHEDULE_STEPS = 10_000
 OPTIM = OptimConfig(optimizer="muon", lr=1e-2, betas=(0.9, 0.98), weight_decay=0.0,
                     warmup_steps=SCHEDULE_STEPS // 25, min_lr_ratio=0.02)
+AFFINE_LR = 1e-3
+"""Of all but matrices where parameters stand for a hundred times their value (models/affine.py)."""
 STEP_TOKENS, TEST_TOKENS = 1056, 16_384
 FIRST_LENGTH, GROWTH = 4, 0.6
 """The longest example of the training at its begin, and the share of the time in which that grows to the end's."""
@@ -50,13 +52,20 @@ def settings(seconds: float) -> dict:
     """What runs must share to stand in one table."""
     return {"seconds": seconds, "trained_length": TRAINED_LENGTH, "lengths": list(LENGTHS), "examples": EXAMPLES,
             "model": MODEL, "step_tokens": STEP_TOKENS, "first_length": FIRST_LENGTH, "growth": GROWTH,
-            "optim": {**asdict(OPTIM), "betas": list(OPTIM.betas)}}
+            "optim": {**asdict(OPTIM), "betas": list(OPTIM.betas)}, "affine_lr": AFFINE_LR}
+
+
+def optim_of(kind: str) -> OptimConfig:
+    """The same for all but the seed's parametrisation."""
+    if KINDS[kind].get("parametrisation") == "affine":
+        return replace(OPTIM, lr=AFFINE_LR, muon_lr=OPTIM.lr)
+    return OPTIM
 
 
 def model_config(task: str, kind: str) -> ModelConfig:
     """Long enough for every test; a learned table ends with the training, as nothing past it would ever be trained."""
     longest = tokens(task, TRAINED_LENGTH if kind == "learned" else max(LENGTHS))
-    return ModelConfig(**MODEL, max_seq_len=longest, **KINDS[kind])
+    return ModelConfig(**{**MODEL, **KINDS[kind], "max_seq_len": longest})
 
 
 def longest_at(share: float) -> int:
@@ -74,12 +83,13 @@ def run(task: str, kind: str, seed: int, seconds: float) -> dict:
     """
     model = Decoder(model_config(task, kind), seed)
     examples = PackedExamples(task, STEP_TOKENS // tokens(task, TRAINED_LENGTH), np.random.default_rng(seed))
-    loop = Loop(model, make_optimizer(model, OPTIM), examples.batch, next_token_loss, STEP_TOKENS)
+    optim = optim_of(kind)
+    loop = Loop(model, make_optimizer(model, optim), examples.batch, next_token_loss, STEP_TOKENS)
     loop.step(0.0, 1)  # what the first step compiles and loads does not count
     spent, losses = 0.0, []
     while spent < seconds:
         begin, share = time.process_time(), spent / seconds
-        lr = learning_rate(1 + int(SCHEDULE_STEPS * share), SCHEDULE_STEPS, OPTIM)
+        lr = learning_rate(1 + int(SCHEDULE_STEPS * share), SCHEDULE_STEPS, optim)
         losses.append(loop.step(lr, longest_at(share)).loss)
         spent += time.process_time() - begin
     model.eval()

@@ -25,6 +25,7 @@ from .gpu_timing import RESULTS, ROOT, UNFINISHED, device_slug, facts, has_gpu, 
 
 LIMIT = 520.0  # seconds of a stage
 STATE = ROOT / "build" / "gpu"
+TEST_PROCESSES = min(8, os.cpu_count() or 1)  # they compile: every drawn shape is another kernel
 TESTS_OF_GPU = re.compile(r"^from harness import .*\bGPU\b", re.MULTILINE)
 
 
@@ -48,7 +49,8 @@ def _tests(name: str, *arguments: str) -> Stage:
     """Those of the tests that run on a GPU where there is one."""
     paths = sorted((ROOT / "tests").glob("test_*.py"))
     names = [path.relative_to(ROOT).as_posix() for path in paths if TESTS_OF_GPU.search(path.read_text("utf-8"))]
-    return Stage(name, ("-m", "pytest", "-p", "no:cacheprovider", *names, *arguments))
+    command = ("-m", "pytest", "-p", "no:cacheprovider", "-n", str(TEST_PROCESSES), "--dist", "worksteal")
+    return Stage(name, (*command, *names, *arguments))
 
 
 MEMORY = ("bench/memory_bound.py",)
@@ -62,7 +64,9 @@ STAGES = (
     _tests("tests-float16", "-k", "float16 and not bfloat16"),
     Stage("attention-full", ("bench/attention.py", "--kinds", "full"), limited=True),
     Stage("attention-others", ("bench/attention.py", "--kinds", "grouped", "documents"), limited=True),
-    _tests("tests-slow", "-m", "slow"),
+    _tests("tests-slow", "-m", "slow", "-k", "not float16"),
+    _tests("tests-slow-bfloat16", "-m", "slow", "-k", "bfloat16"),
+    _tests("tests-slow-float16", "-m", "slow", "-k", "float16 and not bfloat16"),
     Stage("tune", ("-m", "bench.tune"), limited=True, dry=()),
 )
 

@@ -14,17 +14,31 @@ SHORT = ("forward", "backward", "count", "add_up", "place", "row_tiles")
 """Functions of routing that read a word per token or expert, or rows of experts shorter than 16 bytes per thread."""
 
 
-def _routed(b):
+def _routing(name: str, experts: int, k: int, score: str = "softmax", normalised: bool = True, biased: bool = False,
+             noisy: bool = False) -> GpuCase:
     """Indices as the router gives them, the rest as the buffers have it."""
-    indices = torch.empty_like(b.indices)
-    gates, scores = kernels.routing.forward(b.logits, indices, "softmax", True)
-    return gates, scores, indices
+    def forward(b):
+        indices = torch.empty_like(b.indices)
+        gates, scores = kernels.routing.forward(b.logits, indices, score, normalised, b.bias if biased else None,
+                                                b.noise if noisy else None)
+        return gates, scores, indices
+
+    def backward(b, result):
+        return kernels.routing.backward(result[0], result[1], b.logits, result[2], *result[:2], score, normalised)
+
+    word = torch.float32
+    buffers = {"logits": Buffer("t e", dtype=word), "indices": Buffer("t k", below("e"), INTEGERS)}
+    buffers |= {"bias": Buffer("e", dtype=word)} if biased else {}
+    buffers |= {"noise": Buffer("t e", dtype=word)} if noisy else {}
+    return GpuCase(name, buffers, forward, backward, {"t": TOKENS, "e": experts, "k": k}, ("float32",), SHORT,
+                   traffic=lambda n, size: (n.t * ((2 + noisy) * n.e + 3 * n.k) * 4, n.t * (3 * n.e + 4 * n.k) * 4))
 
 
-def _mixture(name: str, tokens: int, experts: int, k: int, inner: int, dtypes: tuple[str, ...]) -> GpuCase:
+def _mixture(name: str, tokens: int, experts: int, k: int, inner: int, dtypes: tuple[str, ...],
+             residual: bool = False) -> GpuCase:
     def forward(b):
         groups = kernels.routing.group(b.indices, len(b.down))
-        return groups, *kernels.experts.forward(b.x, b.gates, groups, b.gate_up, b.down)
+        return groups, *kernels.experts.forward(b.x, b.gates, groups, b.gate_up, b.down, b.x if residual else None)
 
     def backward(b, result):
         groups, _, h = result
@@ -51,16 +65,12 @@ def _traffic(n, size):
 
 
 MIXTURES = [
-    _mixture("experts_8_top_2", TOKENS, 8, 2, 2048, ("bfloat16", "float32")),
+    _mixture("experts_8_top_2", TOKENS, 8, 2, 2048, ("bfloat16", "float32"), residual=True),
+    _mixture("experts_32_top_3", TOKENS, 32, 3, 512, ("bfloat16",), residual=True),
     _mixture("experts_64_top_8", TOKENS, 64, 8, 256, ("bfloat16", "float16", "float32")),
     _mixture("experts_few_tokens", 32, 8, 2, 2048, ("bfloat16", "float32")),
-    *(GpuCase(
-        f"routing_{experts}_top_{k}",
-        {"logits": Buffer("t e", dtype=torch.float32), "indices": Buffer("t k", below("e"), INTEGERS),
-         "bias": Buffer("e", dtype=torch.float32)},
-        _routed, lambda b, result: kernels.routing.backward(result[0], result[1], b.logits, result[2], *result[:2],
-                                                            "softmax", True),
-        {"t": TOKENS, "e": experts, "k": k}, ("float32",), SHORT,
-        traffic=lambda n, size: (n.t * (2 * n.e + 3 * n.k) * 4, n.t * (3 * n.e + 4 * n.k) * 4),
-    ) for experts, k in ((8, 2), (64, 8))),
+    _routing("routing_8_top_2", 8, 2, biased=True),
+    _routing("routing_32_top_3", 32, 3, biased=True),
+    _routing("routing_64_top_8", 64, 8),
+    _routing("routing_64_top_8_sigmoid", 64, 8, "sigmoid", normalised=False, biased=True, noisy=True),
 ]

@@ -32,6 +32,7 @@ REPETITIONS = 25
 UNFINISHED = 75  # exit code of a benchmark that ran out of time and goes on at the next call: EX_TEMPFAIL
 DEFAULT_L2 = 50 << 20  # bytes, of an H100
 SOURCES = ("kernels", "engine", "models", "train", "bench", "tests")
+TILES = "kernels/gpu/tuning.json"  # what bench.tune writes: figures from before are of other kernels
 SLEEP_PROBE = 20_000_000  # cycles
 
 Call = Callable[[], object]
@@ -224,7 +225,7 @@ def _version(package: str) -> str | None:
 def commit() -> str:
     """The commit checked out; if sources differ from it, or there is none, with a digest of them after a plus."""
     commands = [["rev-parse", "--short=12", "HEAD"],
-                ["status", "--porcelain", "--", *(f"{folder}/*.py" for folder in SOURCES)]]
+                ["status", "--porcelain", "--", *(f"{folder}/*.py" for folder in SOURCES), TILES]]
     try:
         ran = [subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout
                for command in commands]
@@ -235,7 +236,7 @@ def commit() -> str:
 
 def _digest() -> str:
     found = hashlib.sha256()
-    for path in sorted(path for folder in SOURCES for path in (ROOT / folder).rglob("*.py")):
+    for path in [*sorted(path for folder in SOURCES for path in (ROOT / folder).rglob("*.py")), ROOT / TILES]:
         found.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return found.hexdigest()[:8]
 

@@ -22,6 +22,7 @@ import kernels
 from models.cache import CACHES
 from models.config import PRESETS
 from models.jerry_attention import JerryAttention
+from train.command import Parser, run_command
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 CACHE_BYTES = 64 << 20  # what other layers would have put into the processor's caches meanwhile
@@ -41,13 +42,13 @@ def microseconds(attention: JerryAttention, caches: dict, length: int, rounds: i
     return {name: round(statistics.median(found), 1) for name, found in times.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="bench.input_cache", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(prog="python -m bench.input_cache", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS))
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--threads", type=int, default=kernels.threads(), help="of NumPy's matrix products")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(arguments.threads, user_api="blas")
@@ -70,7 +71,8 @@ def main() -> None:
     sizes = {name: cache.store.nbytes // config.max_seq_len for name, cache in caches.items()}
     print(json.dumps({"bytes_per_token_and_layer": sizes, "threads": arguments.threads, "microseconds": rows,
                       "inputs_faster_from": min(faster, default=None)}))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

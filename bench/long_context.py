@@ -1,13 +1,15 @@
-"""How far a model reads, with each kind of context extension: `python -m bench.long_context RUN --data FILE`.
+"""How far a model reads, with each kind of context extension: `python -m bench.long_context RUN`.
 
 - perplexity by position: a run reads rows of its trained length times the factor (8 unless `--set
   model.context.factor` says otherwise), and the loss of every position is averaged over the rows. All kinds read the
-  same rows, for `--seconds` in all. A document that is shorter than a row is followed by the next one.
+  same rows, for `--seconds` in all: of `--data`, or of the run's own text for validation. A document that is shorter
+  than a row is followed by the next one.
 - needle (`--needle`): a grid of questions about facts at some depth in texts of some length
   (bench/long_context_needle.py). With RUN, of a run trained on such text; without, of a small model that is trained
   here for `--seconds` and kept in `--work`.
 
-    python -m bench.long_context runs/demo-1 --data valid.txt
+    python -m bench.long_context runs/demo-1
+    python -m bench.long_context runs/demo-1 --data novel.txt --set model.context.factor=4
     python -m bench.long_context --needle
     python -m bench.long_context --make-text facts.jsonl
     python -m train.pretrain --data facts.jsonl --tokenizer bytes --seq-len 128 --set model.max_seq_len=128
@@ -16,7 +18,7 @@
 No kind is trained further here: for that, `train.pretrain --init-from RUN --set model.context.kind=yarn
 model.context.factor=4 --seq-len N` makes a run, which is measured as what it is. A table goes to stderr, one JSON line
 to stdout; `--out` keeps JSON and plots, `--write` those under bench/results/, one file for each of the two, with the
-kind in its name where there is one kind alone.
+kind and its settings in its name where there is one kind alone.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ from train.command import Parser, run_command
 from train.config import Config
 from train.data import Batch, Batches, TokenStream, prepare
 from train.files import write_text, write_whole
+from train.inputs import read_texts
 
 FACTOR = 8.0
 BINS = 8  # of the trained length, in the curve
@@ -60,7 +63,7 @@ def parse(argv: list[str] | None) -> Namespace:
                     formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("run", nargs="?", metavar="RUN", help="run folder, such as runs/demo-1")
-    add("--data", nargs="+", metavar="PATH", help="text for perplexity by position")
+    add("--data", nargs="+", metavar="PATH", help="text for perplexity by position (default: RUN's own for validation)")
     add("--needle", action="store_true", help="a grid of questions, of RUN or of a model trained for it")
     add("--make-text", type=Path, metavar="FILE", help="write text to train on for the needle, JSON lines, and end")
     add("--kinds", type=lambda text: text.split(","), metavar="A,B", help=f"some of {', '.join(KINDS)} (default: all, "
@@ -80,8 +83,8 @@ def parse(argv: list[str] | None) -> Namespace:
     unknown = sorted(set(arguments.kinds or ()) - set(KINDS))
     if unknown:
         parser.error(f"--kinds must be some of {', '.join(KINDS)}: got {unknown[0]!r}")
-    if not arguments.make_text and not arguments.needle and not (arguments.run and arguments.data):
-        parser.error("give RUN with --data, --needle or --make-text: got none of them")
+    if not arguments.make_text and not arguments.needle and not arguments.run:
+        parser.error("give RUN, --needle or --make-text: got none of them")
     if arguments.data and not arguments.run:
         parser.error("--data needs a RUN that reads it: got none")
     return arguments
@@ -181,13 +184,20 @@ def _means(nats: np.ndarray, spans: list[tuple[int, int]]) -> list[float]:
     return [math.exp(min(700.0, float(np.nanmean(nats[first:stop])))) for first, stop in spans]
 
 
-def read_text(paths: Sequence[str], run: Run, length: int) -> Batches:
-    """Rows of a text, in an order of their own, always the same."""
-    data = Config.load(run.path / "config.toml").data
-    part = prepare(paths, run.tokenizer, data.text_field, data.document_separator or None, val_fraction=0.0,
-                   cache_dir=data.cache_dir or None).train
+def read_text(paths: Sequence[str] | None, run: Run, length: int) -> Batches:
+    """Rows of a text, or of the largest that the run keeps for validation, in an order that is always the same."""
+    config = Config.load(run.path / "config.toml")
+    if paths:
+        data, name = config.data, "--data"
+        part = prepare(paths, run.tokenizer, data.text_field, data.document_separator or None, val_fraction=0.0,
+                       cache_dir=data.cache_dir or None).train
+    else:
+        found, name = read_texts(config, run.tokenizer).validation.values(), f"{run.path}'s text for validation"
+        if not found:
+            raise UserError(f"{run.path} has no text for validation: give --data")
+        part = max(found, key=lambda part: part.tokens)
     if part.tokens < length:
-        raise UserError(f"--data must have at least one row of {length} tokens: got {part.tokens}")
+        raise UserError(f"{name} must have at least one row of {length} tokens: got {part.tokens}")
     return Batches(TokenStream(part, window=length), length, run.tokenizer, False)
 
 
@@ -200,8 +210,9 @@ def measure(arguments: Namespace, say: Callable[[str], None]) -> dict:
     models = {kind: with_weights(config, run) for kind, config in configs.items()}
     results = {"run": run.path.name, "step": run.step, "trained_length": length, "factor": longest / length,
                "kinds": {kind: vars(config.context) for kind, config in configs.items()},
+               "settings": [setting.removeprefix(PREFIX) for setting in arguments.settings],
                "machine": machine(torch.get_num_threads())}
-    if arguments.data:
+    if arguments.data or not arguments.needle:
         results["perplexity"] = perplexity(models, read_text(arguments.data, run, longest), arguments.seconds, length,
                                            say)
     if arguments.needle:
@@ -231,7 +242,8 @@ def keep(results: dict, folder: Path) -> list[Path]:
 def record(results: dict) -> list[str]:
     """Write each section by `write_results`; returns what it tells."""
     shared = {name: value for name, value in results.items() if name not in PLOTS}
-    suffix = f"-{next(iter(results['kinds']))}" if len(results["kinds"]) == 1 else ""
+    words = [*results["kinds"], *(setting for setting in results["settings"] if not setting.startswith("kind="))]
+    suffix = "".join(f"-{word}" for word in words).replace("=", "-") if len(results["kinds"]) == 1 else ""
     return [write_results(f"long-context-{section}{suffix}", {**shared, section: results[section]},
                           partial(draw, results)) for section, draw in PLOTS.items() if section in results]
 

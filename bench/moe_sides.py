@@ -95,8 +95,9 @@ def sizes_of(shape: Shape) -> dict[str, int]:
     return asdict(shape)
 
 
-def gpu_ours(b: SimpleNamespace, k: int) -> Callable[[], torch.Tensor]:
-    """Forward and backward of our mixture by the kernels, without a graph; weight gradients are added in float32."""
+def our_mixture(b: SimpleNamespace, k: int) -> tuple[Callable[[], tuple[torch.Tensor, ...]], torch.Tensor]:
+    """Forward and backward of our mixture by the kernels, without a graph: gives the result, the gradient of x, and the
+    float32 sums that the gradients of gate_up, down and router are added to. And where it writes the chosen experts."""
     import kernels
 
     into = tuple(torch.zeros(t.shape, device=t.device) for t in (b.gate_up, b.down, b.router))
@@ -112,9 +113,25 @@ def gpu_ours(b: SimpleNamespace, k: int) -> Callable[[], torch.Tensor]:
         dlogits = kernels.routing.backward(dgates, no_dscores, logits, indices, gates, scores, "softmax", True)
         through_router, _ = kernels.linear.backward(dlogits, b.x, b.router, into[2])
         dx.add_(through_router)
-        return y
+        return y, dx, *into
 
-    return step
+    return step, indices
+
+
+def gpu_ours(b: SimpleNamespace, k: int) -> Callable[[], torch.Tensor]:
+    step, _ = our_mixture(b, k)
+    return lambda: step()[0]
+
+
+def mixture_by_hand(b: SimpleNamespace, indices: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:
+    """What `our_mixture` gives, in PyTorch and in `dtype`, for experts that are chosen."""
+    from bench.references import experts
+
+    x, gate_up, down, router = leaves = [t.to(dtype, copy=True).requires_grad_() for t in
+                                         (b.x, b.gate_up, b.down, b.router)]
+    y = experts(x, F.linear(x, router).gather(-1, indices).softmax(-1), indices, gate_up, down)
+    y.backward(b.dy.to(dtype))
+    return [y.detach(), *(leaf.grad for leaf in leaves)]
 
 
 def gpu_dense(b: SimpleNamespace, _k: int) -> Callable[[], torch.Tensor]:

@@ -23,7 +23,7 @@ def machine(threads: int) -> dict:
     except (OSError, StopIteration):
         pass
     return {"cpu": model, "cores": available_cores(), "training_threads": threads, "python": platform.python_version(),
-            "system": platform.platform(), "date": time.strftime("%Y-%m-%d")}
+            "system": f"{platform.system()} {platform.machine()}", "date": time.strftime("%Y-%m-%d")}
 
 
 def write_results(name: str, results: dict, plot: Callable[[Path], None]) -> str:

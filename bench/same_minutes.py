@@ -12,9 +12,9 @@ One model, one vocabulary, the same tokens in the same order, judged by bits per
   loss of long rows.
 
 The learning rate follows the share of the minutes that is spent, so every run ends its schedule. Seconds count batches
-and steps; they leave out start-up, evaluation and one step on a model that is thrown away. Every run is a process of its
-own; they take turns of about TURN_SECONDS, so that a slow minute of the machine hits all of them. Only the runs by steps
-come after the others. Progress goes to stderr, one JSON line to stdout.
+and steps; they leave out start-up, evaluation and one step on a model that is thrown away. Every run is a process of
+its own; they take turns of about TURN_SECONDS, so that a slow minute of the machine hits all of them. Only the runs by
+steps come after the others. Progress goes to stderr, one JSON line to stdout.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def contest(arguments: argparse.Namespace) -> dict:
              "curriculum": Side(GROWING, TIME_SHARE * minutes)}
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         found = run_in_turns(arguments, seed, sides)
-        fewer = {FEWER.format(name): Side(MUON, steps=round(STEP_SHARE * found[name].steps)) for name in ("peer", "adamw")}
+        fewer = {FEWER.format(name): Side(MUON, steps=round(STEP_SHARE * found[name].steps))
+                 for name in ("peer", "adamw")}
         runs.append(found | run_in_turns(arguments, seed, fewer))
 
     def lead(one: str, other: str) -> float:

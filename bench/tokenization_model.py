@@ -1,7 +1,7 @@
 """Whether a vocabulary matters: one small model trained the same minutes on each, and bits per byte of the same text.
 
-A process of `bench.tokenization` (bench/worker.py): asked once it makes ready, asked again it trains and tells where that
-ended. So two of them train at once, on the same machine in the same minutes.
+A process of `bench.tokenization` (bench/worker.py): asked once it makes ready, asked again it trains and tells where
+that ended. So two of them train at once, on the same machine in the same minutes.
 
 The model is that of preset `demo`, its optimizer too; the learning rate follows the share of the minutes that is spent.
 Seconds count batches and steps; they leave out reading, evaluation and one step on a model that is thrown away.

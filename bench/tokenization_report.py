@@ -39,8 +39,8 @@ def _training(results: dict) -> Table:
                    ["text MB", "pieces", "CPU s", "CPU s/MB", "wall s", "threads", "peak MiB"])
     for name, row in results["training"].items():
         megabytes = row["bytes"] / 1e6
-        table.add_row(name + "*" * row.get("kept", False), f"{megabytes:.1f}", f"{row['pieces']:,}", f"{row['cpu']:.1f}",
-                      f"{row['cpu'] / megabytes:.2f}", f"{row['wall']:.1f}", str(row["threads"]),
+        table.add_row(name + "*" * row.get("kept", False), f"{megabytes:.1f}", f"{row['pieces']:,}",
+                      f"{row['cpu']:.1f}", f"{row['cpu'] / megabytes:.2f}", f"{row['wall']:.1f}", str(row["threads"]),
                       f"{row['peak_mb'] + (row['child_mb'] * row['threads'] if name == 'bytepiece' else 0):,.0f}")
     return table
 

@@ -6,7 +6,6 @@ What is captured must find its inputs in the same places each time, allocate onl
 
 from __future__ import annotations
 
-import functools
 from typing import Callable
 
 import torch
@@ -14,33 +13,23 @@ import torch
 WARM_UP = 3  # runs before capture: Triton compiles, cuBLAS chooses its kernels and takes its workspace
 
 
-class Captured:
-    """A function without arguments and results that works on buffers of its own.
+class Graphs:
+    """Graphs that run in turns. They share a pool of memory, so what a graph leaves behind is valid until the next one
+    runs; and a stream, as cuBLAS has a workspace for each: it is taken in the warm-up, and lies outside of the pool."""
 
-    `prepare` runs it a few times and captures it; a call replays it. Graphs share one pool of memory, so what a graph
-    leaves behind is valid until the next one runs.
-    """
+    def __init__(self):
+        self.stream = torch.cuda.Stream()
+        self.pool = torch.cuda.graph_pool_handle()
 
-    def __init__(self, function: Callable[[], None]):
-        self.function = function
-        self.graph: torch.cuda.CUDAGraph | None = None
-
-    def prepare(self) -> None:
-        """Warm up and capture. Waits for the GPU."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
+        """What does the same as a function without arguments and results, which works on buffers of its own. Runs that
+        a few times and captures it; waits for the GPU."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
             for _ in range(WARM_UP):
-                self.function()
-        torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=_pool()):
-            self.function()
-
-    def __call__(self) -> None:
-        self.graph.replay()
-
-
-@functools.cache
-def _pool():
-    return torch.cuda.graph_pool_handle()
+                function()
+        torch.cuda.current_stream().wait_stream(self.stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+            function()
+        return graph.replay

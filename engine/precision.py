@@ -40,6 +40,8 @@ class Precision:
         with contextlib.ExitStack() as stack:
             if self.emulated:
                 stack.enter_context(kernels.emulated_bfloat16())
+            if self.working == torch.bfloat16:
+                stack.enter_context(kernels.float32_sums())
             if self.products == "tf32":
                 stack.enter_context(kernels.tf32_products())
             yield
@@ -54,7 +56,8 @@ PRECISIONS = {policy.name: policy for policy in (
 
 
 def precision(name: str, device: str) -> Precision:
-    """The policy called `name`; "auto" is bf16 on a GPU and float32 on a CPU. UserError when it does not fit the device."""
+    """The policy called `name`; "auto" is bf16 on a GPU and float32 on a CPU. UserError when it does not fit the
+    device."""
     if name == "auto":
         name = "bf16" if device == "cuda" else "float32"
     if name not in PRECISIONS:

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from . import memory
 from .dispatch import (
-    Kernel, emulated_bfloat16, gpu_memory, programs, rounded, set_threads, tf32_products, threads,
+    Kernel, emulated_bfloat16, float32_sums, gpu_memory, programs, rounded, set_threads, tf32_products, threads,
 )
 from .memory import copy, empty, empty_like, zeros
 from .stacks import Stack
 
-__all__ = ["Kernel", "Stack", "copy", "emulated_bfloat16", "empty", "empty_like", "gpu_memory", "memory", "programs",
-           "rounded", "set_threads", "tf32_products", "threads", "zeros"]
+__all__ = ["Kernel", "Stack", "copy", "emulated_bfloat16", "empty", "empty_like", "float32_sums", "gpu_memory",
+           "memory", "programs", "rounded", "set_threads", "tf32_products", "threads", "zeros"]
 
 linear = Kernel("linear", """y = x W^T (+ residual).
 

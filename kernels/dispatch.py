@@ -85,6 +85,18 @@ def tf32_products():
         launch.set_float32_precision("ieee")
 
 
+@contextlib.contextmanager
+def float32_sums():
+    """Within this context PyTorch's GPU products of bfloat16 matrices are added up in float32 throughout; else parts of
+    a sum that several programs share may be rounded first."""
+    products = torch.backends.cuda.matmul
+    before, products.allow_bf16_reduced_precision_reduction = products.allow_bf16_reduced_precision_reduction, False
+    try:
+        yield
+    finally:
+        products.allow_bf16_reduced_precision_reduction = before
+
+
 def gpu_memory() -> int:
     """Bytes of memory of the GPU that programs would run on; 0 without one."""
     return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0

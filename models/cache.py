@@ -43,7 +43,8 @@ class KVCache:
 
 
 class InputCache:
-    """What each layer's attention was given, for every layer: its keys and values are made of that when they are wanted.
+    """What each layer's attention was given, for every layer: its keys and values are made of that when they are
+    wanted.
 
     EL-attention (arXiv 2105.04779): d_model numbers for a token and layer in place of its keys and values.
 

@@ -105,12 +105,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--prompt", default="", metavar="TEXT", help="text to continue; empty: a new document")
     add_sampling_arguments(parser)
     parser.add_argument("--cache", choices=("keys", "inputs", "none"), default="keys", help="keep keys and values, or "
-                        "what the layers were given (attention jerry), or recompute the context for every token")
+                        "what the layers were given (attention jerry; on the CPU), or recompute the context for every "
+                        "token")
     arguments = parser.parse_args(argv)
 
     def continue_prompt() -> None:
         sampling = sampling_from(arguments)
-        run = load_run(arguments.run, arguments.checkpoint, settings=arguments.settings)
+        device = "cpu" if arguments.cache == "inputs" else "auto"
+        run = load_run(arguments.run, arguments.checkpoint, device, arguments.settings)
         print(arguments.prompt, end="", flush=True)
         for text in generate_text(run.model, run.tokenizer, arguments.prompt, arguments.tokens, sampling,
                                   arguments.seed, arguments.cache):

@@ -56,7 +56,8 @@ def _normal(model: Module, config: ModelConfig):
 
 
 def _xavier(model: Module, config: ModelConfig):
-    """Every matrix by `engine.init.xavier_uniform_`, those that a parameter holds one under the other each by itself."""
+    """Every matrix by `engine.init.xavier_uniform_`, those that a parameter holds one under the other each by
+    itself."""
     packed = {f"{prefix}.{name}": rows for prefix, part in model.named_modules() if hasattr(part, "packed")
               for name, rows in part.packed(per_head=False).items()}
 

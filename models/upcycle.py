@@ -1,4 +1,4 @@
-"""A run with experts made of a trained one: python -m models.upcycle RUN --experts 8 --top-k 2 --out NEW
+"""A run with experts made of a trained one: python -m models.upcycle RUN --experts 8 --top-k 2
 
 Of a dense run: every expert is a copy of the layer's SwiGLU, and the router is small and random (sparse upcycling,
 arXiv 2212.05055, section 3). As the gates of a token add up to 1, the new model is the old one until it is trained.
@@ -10,8 +10,9 @@ usually is the token's next choice: with top_k 1 the model stays as it was, but 
 shares of more; with top_k 2 or more the copy takes the place of the last choice, and the loss is a little higher until
 the two have grown apart.
 
-NEW is the folder of a run at step 0, without moments of an optimizer: `python -m train.pretrain --out NEW --resume`
-trains it by the settings and on the text of RUN, `--init-from NEW` by others, and models.generate reads it.
+RUN-moe, or what --out names, is the folder of a run at step 0, without moments of an optimizer: `python -m
+train.pretrain --out RUN-moe --resume` trains it by the settings and on the text of RUN, `--init-from RUN-moe` by
+others, and models.generate reads it.
 """
 
 from __future__ import annotations
@@ -185,6 +186,9 @@ def make(arguments: argparse.Namespace, command: str) -> str:
     """Do what the flags say; returns what to tell of it."""
     if arguments.seed < 0:
         raise UserError(f"--seed must be at least 0: got {arguments.seed}")
+    if arguments.out is None:
+        run = Path(arguments.run)
+        arguments.out = run.with_name(f"{run.resolve().name}-moe")
     if arguments.out.exists():
         raise UserError(f"--out must name a folder that is not there yet: got {arguments.out}")
     if arguments.add is not None:
@@ -214,7 +218,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m models.upcycle", description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN", help="run folder, such as runs/demo-1")
-    parser.add_argument("--out", type=Path, required=True, metavar="NEW", help="folder of the new run")
+    parser.add_argument("--out", type=Path, metavar="NEW", help="folder of the new run (default: RUN-moe)")
     parser.add_argument("--experts", type=int, metavar="E", help="of each layer (default: 8)")
     parser.add_argument("--top-k", type=int, metavar="K", help="of them for a token (default: 2)")
     parser.add_argument("--add", type=int, metavar="N", help="so many experts more for a run that has some")

@@ -23,6 +23,13 @@ def evaluation_row(step: int) -> dict:
     return {"step": step, "tokens": 4096 * step, "val_loss": 2.5, "val_bits_per_byte": 0.9}
 
 
+def experts_row(step: int, load: list[list[int]]) -> dict:
+    """A training row of a mixture of experts whose layers got `load`."""
+    return {**training_row(step), "experts": {
+        "load": load, "max_vio": [max(line) * len(line) / max(1, sum(line)) - 1 for line in load],
+        "entropy": [0.5] * len(load), "dead": [line.count(0) for line in load], "balance_loss": 1.3}}
+
+
 def append(run: Path, *rows: dict) -> None:
     with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)

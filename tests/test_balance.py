@@ -12,7 +12,6 @@ import pytest
 import torch
 from models_samples import disturbed
 
-import kernels
 from engine import Tensor, random
 from models.balance import Balance
 from models.config import ModelConfig
@@ -25,7 +24,7 @@ from train.data import Batch
 from train.loop import next_token_loss
 from train.metrics import read_metrics
 from train.optim.adamw import AdamW
-from train.step import DeviceStep, HostStep, accumulate
+from train.step import HostStep, accumulate
 
 ROWS, LENGTH, WIDTH, VOCABULARY = 32, 7, 16, 41
 CONFIG = ModelConfig(vocab_size=VOCABULARY, n_layers=2, d_model=WIDTH, n_heads=2, d_ff=12, max_seq_len=LENGTH,
@@ -247,26 +246,6 @@ def test_idle_experts_have_zero_gradients_and_decay():
     assert (down.grad[1:] == 0).all() and (down.grad[0] != 0).any()
     torch.testing.assert_close(down.data[1:], before[1:] * (1 - 0.1 * 0.5))
     assert model.balance.row()["dead"] == [4, 4]
-
-
-@pytest.mark.parametrize("changes", [{"balance": "global", "z_loss": 0.1, "bias_rate": 0.1, "sampled": True},
-                                     pytest.param({"balance": "sequence"}, marks=pytest.mark.slow)])
-def test_a_gpus_step_is_the_hosts(changes):
-    config = configured(balance_weight=1.0, **changes).with_(n_layers=1, dtype="float32", max_seq_len=LENGTH)
-    figures = []
-    for kind, programs in ((DeviceStep, "gpu"), (HostStep, "cpu")):
-        with kernels.programs(programs):
-            model = disturbed(config)
-            optimizer = AdamW(model)
-            step = kind(model, optimizer, next_token_loss, LENGTH, **({"capture": False} if programs == "gpu" else {}))
-            loss, norm = step(batch(2), 1e-2)
-            bias = [buffer.data.tolist() for _, buffer in model.named_buffers()]
-            figures.append((loss, norm, optimizer.arena.grads.clone(), bias, model.balance.row()))
-    (loss, norm, gradients, bias, row), (other, other_norm, expected, other_bias, other_row) = figures
-    assert (loss, norm) == pytest.approx((other, other_norm), rel=1e-5)
-    torch.testing.assert_close(gradients, expected, rtol=1e-3, atol=1e-5)
-    assert bias == other_bias and row["load"] == other_row["load"]
-    assert row["balance_loss"] == pytest.approx(other_row["balance_loss"], rel=1e-5)
 
 
 FLAGS = ["--tokenizer", "bytes", "--preset", "moe-demo", "--seq-len", "16", "--batch-tokens", "64", "--steps", "6",

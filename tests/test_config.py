@@ -39,7 +39,8 @@ def test_settings_are_parsed_by_type(setting, value):
 
 @pytest.mark.parametrize("setting, words", [
     ("optim.lrr=1", ["optim.lrr", "optim.lr"]), ("weight_decay=0.1", ["weight_decay", "optim.weight_decay"]),
-    ("zebra.q=1", ["zebra.q", "model, data, tokenizer, optim, run, checkpoint"]), ("optim.lr", ["section.key=value", "optim.lr"]),
+    ("zebra.q=1", ["zebra.q", "model, data, tokenizer, optim, run, checkpoint"]),
+    ("optim.lr", ["section.key=value", "optim.lr"]),
     ("run.steps=2.5", ["run.steps", "int", "2.5"]), ("optim.lr=fast", ["optim.lr", "float", "fast"]),
     ("data.doc_mask=1", ["data.doc_mask", "bool", "1"]), ("optim.betas=0.9", ["optim.betas", "float", "0.9"]),
     ("optim.betas=[1, ", ["optim.betas", "[1,"]),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from models_samples import disturbed, written_run
 
+import kernels
 from engine import Tensor, UserError
 from models import generate
 from models.cache import DeviceCache, KVCache
@@ -26,6 +27,7 @@ from models.run_folder import load_run
 from models.sampling import Sampling
 from train import evaluate, pretrain
 from train.config import Config
+from train.configure import on_device
 from train.presets import preset
 
 SMALL = ModelConfig(vocab_size=40, n_layers=2, d_model=24, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=20, max_seq_len=8,
@@ -297,3 +299,11 @@ def test_settings_of_a_command_reach_the_model(tmp_path):
     settings = ["model.context.kind=yarn", "model.context.factor=2"]
     assert load_run(run, settings=settings).config.context == ContextConfig("yarn", 2.0, 32)
     assert load_run(run).config.context.kind == "none"
+
+
+def test_dual_chunks_are_not_trained_on_a_gpu(monkeypatch):
+    config = preset("demo").with_values({"model.context.kind": "dca", "model.context.trained_length": 256})
+    assert on_device(config).run.device == "cpu"
+    monkeypatch.setattr(kernels, "gpu_memory", lambda: 1 << 34)
+    with pytest.raises(UserError, match="model.context.kind dca is trained on a CPU: run.device must be cpu, got cuda"):
+        on_device(config)

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 import tomli_w
 
-from dashboard_runs import GROUPS, SAMPLE, append, evaluation_row, make_run, training_row
+from dashboard_runs import GROUPS, SAMPLE, append, evaluation_row, experts_row, make_run, training_row
 from models.experts_config import ExpertsConfig
 from sources import ROOT
 from test_control import FakeSession, training
@@ -56,15 +56,47 @@ def test_curves_by_name(run):
 def test_experts_are_curves_by_layer(run):
     (run / "config.toml").write_text(tomli_w.dumps({"model": {"n_layers": 6, "feed_forward": "moe", "experts": {
         "first_dense": 1, "every": 2}}, "run": {"steps": 100}}))
-    for step, dead in ((21, [0, 3]), (22, [1, 0])):
-        append(run, {**training_row(step), "experts": {"load": [[5, 3], [8, 0]], "max_vio": [0.25, 1.0],
-                                                       "entropy": [0.66, 0.0], "dead": dead, "balance_loss": 1.3}})
+    append(run, experts_row(21, [[5, 3], [8, 0]]), experts_row(22, [[6, 2], [4, 4]]))
     append(run, {"step": 23, "experts": {"max_vio": None, "entropy": ["x"], "dead": "x"}}, {"step": 24, "experts": 1})
-    series = Runs(run.parent).get("demo-1").drawing()["series"]
-    assert series["max_vio/layers.2"] == {"x": [21, 22], "y": [0.25, 0.25]}
-    assert series["max_vio/layers.4"]["y"] == [1.0, 1.0] and series["load_entropy/layers.2"]["y"] == [0.66, 0.66]
-    assert series["dead_experts"]["y"] == [3, 1] and series["balance_loss"]["y"] == [1.3, 1.3]
+    drawing = Runs(run.parent).get("demo-1").drawing()
+    series = drawing["series"]
+    assert series["max_vio/layers.2"] == {"x": [21, 22], "y": [0.25, 0.5]}
+    assert series["max_vio/layers.4"]["y"] == [1.0, 0.0] and series["load_entropy/layers.2"]["y"] == [0.5, 0.5]
+    assert series["dead_experts"]["y"] == [1, 0] and series["balance_loss"]["y"] == [1.3, 1.3]
+    assert drawing["load"] == {"first": 22, "last": 22, "layers": [2, 4], "choices": [[6, 2], [4, 4]]}
     assert not any(name.startswith(("load/", "experts/")) for name in series)
+
+
+def test_the_last_load_of_experts_is_sent_with_every_answer(run):
+    curves = Curves(run / "metrics.jsonl", lambda: [4])
+    curves.refresh()
+    have = curves.drawing()
+    assert have["load"] is None
+    for step in (24, 30):
+        append(run, experts_row(step, [[step, 1], [0, 0]]))
+    curves.refresh()
+    answer = curves.drawing(have["upto"], have["generation"], first=21, last=22)
+    assert answer["load"] == {"first": 25, "last": 30, "layers": [4, 1], "choices": [[30, 1], [0, 0]]}
+    append(run, experts_row(3, [[7, 7]]))
+    curves.refresh()
+    assert curves.drawing()["load"] == {"first": 3, "last": 3, "layers": [4], "choices": [[7, 7]]}
+    (run / "new").write_text(json.dumps(training_row(1)) + "\n")
+    os.replace(run / "new", run / "metrics.jsonl")
+    curves.refresh()
+    assert curves.drawing()["load"] is None
+
+
+@pytest.mark.parametrize("load", [None, 3, "x", {}, [], [[]], [[], []], [3], [[1, 2], [3]], [[1], 2], [["<b>"]],
+                                  [[1.5]], [[True]], [[-1]], [[None]], [[[1]]], [[1 << 53]], [[1] * 257] * 256])
+def test_loads_that_are_no_table_are_left_out(run, load):
+    append(run, experts_row(21, [[5, 3]]), {"step": 22, "loss": 2.0, "experts": {"load": load, "max_vio": [0.5]}})
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(experts_row(23, [[1, 1]]))[:-9])
+    curves = Curves(run / "metrics.jsonl")
+    curves.refresh()
+    drawing = curves.drawing()
+    assert drawing["load"] == {"first": 1, "last": 21, "layers": [0], "choices": [[5, 3]]}
+    assert drawing["series"]["max_vio/layers.0"]["x"] == [21, 22]
 
 
 @pytest.mark.parametrize("first_dense, every", [(0, 1), (2, 1), (1, 3), (0, 2)])
@@ -139,14 +171,19 @@ def test_a_file_written_anew_is_read_anew(run):
 
 
 @pytest.mark.parametrize("junk", ["not JSON", "[]", "5", "{}", '{"step": "x", "loss": 1}', '{"step": 21, "loss": NaN}',
-                                  '{"step": 21, "loss": "low"}', '{"step": 21, "loss": true}', "\x00"])
+                                  '{"step": 21, "loss": "low"}', '{"step": 21, "loss": true}', "\x00", "[" * 100_000,
+                                  '{"step": 1%s, "loss": 1}' % ("0" * 30), '{"step": 21, "loss": 1%s}' % ("0" * 400),
+                                  '{"step": -1, "loss": 1}', '{"step": 21, "event": "x", "loss": NaN}'],
+                         ids=lambda junk: junk[:30])
 def test_lines_that_are_no_rows_are_passed_over(run, junk):
     with open(run / "metrics.jsonl", "a") as file:
         file.write(junk + "\n")
     append(run, training_row(22))
     curves = Curves(run / "metrics.jsonl")
     curves.refresh()
-    assert curves.drawing()["series"]["loss"]["x"][-2:] == [20, 22]
+    drawing = curves.drawing()
+    assert drawing["series"]["loss"]["x"][-2:] == [20, 22]
+    json.dumps(drawing, allow_nan=False)
 
 
 def test_half_a_line_waits_for_its_other_half(run):
@@ -240,7 +277,8 @@ def test_the_page_needs_nothing_from_elsewhere(client):
     assert status == 200 and b"http:" not in page and b"https:" not in page
     assert "default-src 'none'" in headers["content-security-policy"]
     assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "no-referrer"
-    for name in ("page.css", "main.js", "chart.js", "board.js", "controls.js", "data.js", "numbers.js", "words.js"):
+    for name in ("page.css", "main.js", "chart.js", "board.js", "controls.js", "data.js", "heat.js", "numbers.js",
+                 "words.js"):
         status, text, headers = client.ask("GET", f"/page/{name}", Authorization=None)
         assert status == 200
         assert text.replace(b"http://www.w3.org/2000/svg", b"").count(b"://") == 0

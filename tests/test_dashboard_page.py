@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from dashboard_runs import SAMPLE, append, make_run, training_row
+from dashboard_runs import SAMPLE, append, experts_row, make_run, training_row
 from test_control import FakeSession, training
 from train.dashboard import start_dashboard
 
@@ -108,6 +108,30 @@ def test_a_curve_grows_while_one_looks(open_page, served):
     assert shown.inner_text() == "0.001"
     append(session.folder.path, {**training_row(21), "lr": 7e-4})
     expect(shown).to_have_text("7e-4")
+
+
+def test_the_load_of_experts_is_a_heat_map(open_page, served):
+    done = served[1].folder.path.parent / "done"
+    append(done, experts_row(21, [[10, 20, 30, 20], [0, 0, 8, 0]]))
+    page = open_page()
+    expect(page.locator("#chart-load")).to_have_count(0)
+    page.locator("nav button", has_text="done").click()
+    cells = page.locator("#chart-load > svg rect:not(.pick)")
+    expect(cells).to_have_count(8)
+    assert [cell.get_attribute("class") for cell in cells.all()] == [
+        "few", "many", "many", "many", "few none", "few none", "many", "few none"]
+    assert [float(cell.get_attribute("fill-opacity")) for cell in cells.all()[:2]] == [0.4, 0.0]
+    assert page.locator("#chart-load .number").all_text_contents()[:3] == ["0.50", "1.00", "1.50"]
+    page.locator("#chart-load .number").nth(2).hover()
+    tip = page.locator("#chart-load .tip").inner_text()
+    assert tip.split() == "layer 0, expert 2 choices 30 times the mean 1.50".split()
+    append(done, experts_row(31, [[1 + layer + i for i in range(64)] for layer in range(12)]))
+    expect(cells).to_have_count(768)
+    assert "22–31" in page.locator("#chart-load .key").inner_text()
+    assert page.locator("#chart-load .number").count() == 0
+    page.set_viewport_size({"width": 320, "height": 844})
+    expect(page.locator("#chart-load > svg")).to_have_attribute("viewBox", re.compile("0 0 [12]"))
+    assert page.evaluate("document.documentElement.scrollWidth") == 320
 
 
 def test_values_under_the_pointer(open_page):

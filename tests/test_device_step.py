@@ -19,6 +19,7 @@ from train import step as train_step
 from train.data import Batch
 from train.loop import next_token_loss
 from train.optim.adamw import AdamW
+from train.profile import Profile
 from train.step import DeviceStep, HostStep
 
 TINY = ModelConfig(n_layers=1, d_model=16, n_heads=2, n_kv_heads=1, d_ff=32, max_seq_len=8, vocab_size=40,
@@ -91,30 +92,25 @@ def test_a_loss_that_is_not_finite_changes_nothing():
 
 
 class Rehearsed:
-    """In place of engine.captured.Captured where nothing can be captured: it runs before its first call, too."""
+    """In place of engine.captured.Graphs where nothing can be captured: work that runs before its first call, too."""
 
-    def __init__(self, function):
-        self.function = function
-
-    def prepare(self):
-        self.function()
-
-    def __call__(self):
-        self.function()
+    def capture(self, function):
+        function()
+        return function
 
 
-EXPERTS = ExpertsConfig(n=4, top_k=2, shared=1, width=8)
+EXPERTS = ExpertsConfig(n=4, top_k=2, shared=1, width=8, balance_weight=0.1)
 
 
 @pytest.mark.parametrize("changes", [
     {"dropout": 0.3},
-    {"feed_forward": "moe", "experts": replace(EXPERTS, balance="global", balance_weight=0.1, bias_rate=0.01)},
-    {"feed_forward": "moe", "experts": replace(EXPERTS, balance="global", balance_weight=0.1, count="running")},
-    {"feed_forward": "moe", "experts": replace(EXPERTS, balance="sequence", balance_weight=0.1, z_loss=0.01)},
+    {"feed_forward": "moe", "experts": replace(EXPERTS, balance="global", bias_rate=0.01, sampled=True)},
+    {"feed_forward": "moe", "experts": replace(EXPERTS, balance="global", count="running")},
+    {"feed_forward": "moe", "experts": replace(EXPERTS, balance="sequence", z_loss=0.01)},
 ], ids=["dropout", "counted-first", "running-counts", "sequences"])
 def test_captured_steps_are_those_of_the_cpu(changes, monkeypatch):
     if GPU == "cpu":
-        monkeypatch.setattr(train_step, "Captured", Rehearsed)
+        monkeypatch.setattr(train_step, "Graphs", Rehearsed)
     found = []
     for kind, device in ((HostStep, "cpu"), (DeviceStep, GPU)):
         model = Decoder(TINY.with_(**changes), seed=1).to(device)
@@ -130,3 +126,31 @@ def test_captured_steps_are_those_of_the_cpu(changes, monkeypatch):
     if row:
         assert our_row["load"] == row["load"] and our_row["dead"] == row["dead"]
         assert our_row["balance_loss"] == pytest.approx(row["balance_loss"], rel=1e-4)
+
+
+@pytest.mark.skipif(GPU != "cpu", reason="where nothing is captured")
+def test_a_profile_sees_the_operations_of_captured_steps(monkeypatch):
+    class Silent(Rehearsed):
+        def capture(self, function):
+            super().capture(function)
+            return lambda: None
+
+    monkeypatch.setattr(train_step, "Graphs", Silent)
+    optimizer = AdamW(model := Decoder(TINY, seed=1), clip_norm=1.0)
+    with gpu_programs():
+        step = DeviceStep(model, optimizer, next_token_loss, 24)
+        assert step(batch(0, False), 1e-2)[0] == 0.0  # nothing ran
+        with Profile(model) as profile:
+            assert step(batch(0, False), 1e-2)[0] > 3.0
+    assert profile.rows["layers.0.attention", "Attention"].calls == 1
+
+
+@pytest.mark.skipif(GPU == "cpu", reason="needs a GPU")
+def test_a_steady_step_allocates_nothing():
+    optimizer = AdamW(model := Decoder(TINY, seed=1).to(GPU), clip_norm=1.0, working=torch.bfloat16)
+    step = DeviceStep(model, optimizer, next_token_loss, 16)
+    for seed in range(2):
+        step(batch(seed, False), 1e-2)
+    before = torch.cuda.memory_stats()["allocation.all.allocated"]
+    step(batch(2, False), 1e-2)
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == before

@@ -9,6 +9,7 @@ import torch
 from engine import Module, autograd, ops, random
 from models.config import ModelConfig
 from models.decoder import Decoder
+from models.experts_config import ExpertsConfig
 from tokenizer import ByteTokenizer
 from train import checkpoint, replay
 from train.config import Config
@@ -18,6 +19,7 @@ from train.errors import UserError
 from train.loop import next_token_loss
 from train.optim import make_optimizer
 from train.sections import DataConfig, RunConfig
+from train.step import accumulate
 
 ROWS, LENGTH, MICRO_ROWS = 6, 8, 2
 SHAPE = ModelConfig(n_layers=3, d_model=16, n_heads=2, d_ff=32, max_seq_len=LENGTH, residual_init="scaled")
@@ -64,6 +66,16 @@ def test_a_weight_that_is_not_finite(batch, layer, part, name, operation, tensor
     assert str(finding) == (f"first in layers.{layer}.{part}, {operation} forward: {tensor} ({parameter}) has {value} "
                             f"at {list(place)} (1 of {weight.numel():,} values not finite)")
     assert autograd.observer is None and "named_call" not in repr(Module.__call__)
+
+
+@pytest.mark.parametrize("count", ["first_pass", "running"])
+def test_a_mixture_is_run_again_with_the_counts_of_the_step(batch, count):
+    experts = ExpertsConfig(n=4, width=8, balance_weight=1.0, count=count)
+    model, optimizer = set_up(feed_forward="moe", experts=experts)
+    accumulate(model, optimizer, batch, MICRO_ROWS, next_token_loss)
+    gradients = optimizer.arena.grads.clone()
+    assert str(find(model, optimizer, batch)) == "run again, the batch gave finite values only"
+    assert torch.equal(optimizer.arena.grads, gradients)
 
 
 @pytest.mark.parametrize("name, operation", [("embedding.weight", "Embedding"), ("head.weight", "LinearCrossEntropy"),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import functools
 import importlib
 import importlib.util
+import io
 import re
 import shlex
 import sys
@@ -25,27 +28,32 @@ from harness import examples
 from models.config import PRESETS, ModelConfig
 from test_cases import check_example, directional_derivatives
 from tokenizer import SPECIAL_NAMES
+from tokenizer.documents.sources import COMPRESSIONS, KINDS
 from train import presets, pretrain
+from train.configure import new_config
 from train.folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 README, README_ZH, CONTRIBUTING = "README.md", "README.zh.md", "CONTRIBUTING.md"
-TOUR, TOUR_ZH = "docs/tour.md", "docs/tour.zh.md"
-PAGES = [README, README_ZH, CONTRIBUTING, TOUR, TOUR_ZH]
+TOUR, TOUR_ZH, BENCH = "docs/tour.md", "docs/tour.zh.md", "bench/README.md"
+PAGES = [README, README_ZH, CONTRIBUTING, TOUR, TOUR_ZH, BENCH]
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES)
 FOLDERS = ["engine", "kernels", "tokenizer", "models", "train", "bench", "tests", "docs"]
 NOT_HERE = {"config.toml", "vocabulary.json", "vocabulary.tables", "metrics.jsonl", "loss.png", "optimizer.txt",
-            "profile.txt", "state.json",
-            "steering.jsonl", "control.sock", "report.html", "facts.json",
-            "checkpoints/*/state.json", "kernels/cpu/l2_norm.py", "kernels/gpu/NAME.py"}
+            "profile.txt", "state.json", "tokenizer.json", "steering.jsonl", "control.sock", "report.html",
+            "facts.json", "checkpoints/*/state.json", "kernels/cpu/l2_norm.py", "kernels/gpu/NAME.py"}
 """Files that a run makes, and files that a reader makes."""
-OUR_COMMANDS = ["train.pretrain", "train.evaluate", "models.generate", "models.chat", "bench.step", "bench.ops",
-                "bench.time_to_loss", "tokenizer.train", "tokenizer.inspect", "tokenizer.encode", "train.control",
-                "train.dashboard", "train.report"]
+OTHERS, PASSED_ON = {"venv", "pip", "pytest"}, {"train.plan": "train.pretrain"}
+"""Commands that are not ours, and ours that take the flags of another, too."""
+READS_TEXT = ["train.pretrain", "tokenizer.train", "tokenizer.encode", "tokenizer.inspect"]
 
 
 def text_of(page: str) -> str:
     return (ROOT / page).read_text(encoding="utf-8")
+
+
+MADE = dict(re.findall(r"^([\w-]+):.*\n\t\$\(PY\) -m ([\w.]+)", text_of("Makefile"), re.MULTILINE))
+"""Targets of the Makefile -> the modules that they run."""
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -69,13 +77,21 @@ def commands(page: str) -> list[str]:
 
 
 def python_modules(page: str) -> list[tuple[str, list[str]]]:
-    """(module, arguments) of every `python -m` command."""
+    """(module, arguments) of `python -m` commands, of scripts (`python bench/moe.py` is bench.moe), and of `make`."""
     found = []
     for command in commands(page):
         words = shlex.split(command)
-        if "-m" in words and "python" in words[words.index("-m") - 1]:
+        if words[0] == "make" and words[1] in MADE:
+            given = [word.removeprefix("ARGS=") for word in words[2:] if word.startswith("ARGS=")]
+            found.append((MADE[words[1]], shlex.split(*given or [""])))
+        elif "-m" in words and "python" in words[words.index("-m") - 1]:
             found.append((words[words.index("-m") + 1], words[words.index("-m") + 2:]))
+        elif words[0] == "python" and words[1].endswith(".py"):
+            found.append((words[1].removesuffix(".py").replace("/", "."), words[2:]))
     return found
+
+
+OUR_COMMANDS = sorted({module for page in PAGES for module, _ in python_modules(page)} - OTHERS)
 
 
 def test_tour_runs(monkeypatch, tmp_path):
@@ -164,8 +180,9 @@ def test_files_named_in_the_text_exist(page):
 
 @EVERY_PAGE
 def test_modules_named_in_commands_exist(page):
-    modules = {module for module, _ in python_modules(page)} - {"venv", "pip"}
-    assert [module for module in sorted(modules) if importlib.util.find_spec(module) is None] == []
+    modules = {module for module, _ in python_modules(page)}
+    modules |= {span for span in code_spans(page) if re.fullmatch(r"(bench|models|tokenizer|train)\.\w+", span)}
+    assert [module for module in sorted(modules - OTHERS - NOT_HERE) if importlib.util.find_spec(module) is None] == []
 
 
 @EVERY_PAGE
@@ -179,32 +196,42 @@ def test_make_targets_exist(page):
                 assert re.search(rf"^{variable.partition('=')[0]} \?=", makefile, re.MULTILINE), command
 
 
-def flags_of(module: str, monkeypatch, capsys) -> set[str]:
-    """What --help of a command lists."""
-    if importlib.util.find_spec(module) is None:
-        pytest.fail(f"{module} does not exist")
-    monkeypatch.setattr(sys, "argv", [module, "--help"])
+@functools.cache
+def help_of(module: str) -> str:
+    """What --help of a command prints."""
     command = importlib.import_module(module)
     if not hasattr(command, "main"):
         command = importlib.import_module(f"{module}.__main__")
-    with pytest.raises(SystemExit):
-        command.main()
-    return set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.setattr(sys, "argv", [module, "--help"])
+        with pytest.raises(SystemExit):
+            command.main()
+    return printed.getvalue()
+
+
+def flags_of(module: str) -> set[str]:
+    return {flag for name in (module, PASSED_ON.get(module, module))
+            for flag in re.findall(r"--[a-z][\w-]*", help_of(name))}
 
 
 @pytest.mark.parametrize("module", OUR_COMMANDS)
-def test_flags_in_commands_exist(module, monkeypatch, capsys):
+def test_flags_in_commands_exist(module):
     used = {word for page in PAGES for name, arguments in python_modules(page) if name == module
             for word in arguments if word.startswith("--")}
-    if used:
-        assert used <= flags_of(module, monkeypatch, capsys)
+    assert used <= flags_of(module)
 
 
-@pytest.mark.parametrize("page", [README, README_ZH])
-def test_flags_in_the_text_exist(page, monkeypatch, capsys):
-    known = {"--index-url"}.union(*(flags_of(module, monkeypatch, capsys) for module in OUR_COMMANDS[:3]))
+@pytest.mark.parametrize("page", [README, README_ZH, CONTRIBUTING, BENCH])
+def test_flags_in_the_text_exist(page):
+    known = {"--index-url"}.union(*map(flags_of, {module for module, _ in python_modules(page)} - OTHERS))
     named = {flag for span in code_spans(page) for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)}
     assert named and named <= known
+
+
+@pytest.mark.parametrize("text", [README, README_ZH, *READS_TEXT])
+def test_every_kind_of_file_is_named(text):
+    told = help_of(text) if text in READS_TEXT else text_of(text)
+    assert [ending for ending in (*KINDS, *COMPRESSIONS) if not re.search(rf"(?<!\w){re.escape(ending)}\b", told)] == []
 
 
 @EVERY_PAGE
@@ -215,6 +242,28 @@ def test_pretrain_understands_every_command(page):
     for span in code_spans(page):
         if re.match(r"--set \w+\.\w+=", span) and "section.key" not in span:
             pretrain.given_values(pretrain.arguments_from(span.split()))
+
+
+@pytest.mark.parametrize("page", [README, README_ZH])
+def test_settings_of_a_row_fit_together(page):
+    table = prose(page).partition("| `--set` | |")[2].partition("\n\n")[0]
+    rows = [row for row in table.splitlines() if "=" in row]
+    assert len(rows) > 10
+    for row in rows:
+        (key, value), *more = (setting.split("=", 1) for setting in re.findall(r"`(\w+\.[\w.]+=[^`]+)`", row))
+        for one in [value, *re.findall(r"`([a-z]+)`", row)]:
+            arguments = pretrain.arguments_from(["--set", f"{key}={one}", *map("=".join, more), "run.device=cpu"])
+            new_config(arguments, pretrain.given_values(arguments))
+
+
+def too_long(text: str, limit: int = 120) -> list[str]:
+    """Lines of a page with more characters, but for tables, numbers in JSON, and links that fill a line."""
+    return [line for line in text.splitlines() if len(line) > limit and not re.match(r"[|{]|\S+$", line)]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != BENCH])
+def test_lines_of_pages(page):
+    assert too_long(text_of(page)) == []
 
 
 def test_the_readmes_say_the_same():

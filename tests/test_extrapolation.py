@@ -162,7 +162,7 @@ def test_the_verdict_says_what_holds(results):
     assert "the longest test, 512, in 2: copy, addition." in text and "negative" not in text
     for run in results["runs"].values():
         run["exact"] = dict.fromkeys(run["exact"], 0.0)
-    assert "which holds at no tested length here" in "\n".join(verdict(results))
+    assert "jerry, which learnt no task here: its runs say nothing of that" in "\n".join(verdict(results))
 
 
 def test_the_plot_is_a_picture(results, tmp_path):

@@ -25,11 +25,13 @@ ALLOWED_NAMES = {
     *"iinfo finfo result_type promote_types broadcast_shapes __version__".split(),
     *"empty empty_like zeros zeros_like ones ones_like full full_like arange".split(),
     *"tensor as_tensor from_numpy frombuffer".split(),
-    *"mm bmm addmm baddbmm set_num_threads get_num_threads set_float32_matmul_precision".split(),
+    *"mm bmm addmm baddbmm set_num_threads get_num_threads set_float32_matmul_precision backends".split(),
 }
 
-ALLOWED_OF_CUDA = set("current_device get_device_properties is_available current_stream stream Stream Event CUDAGraph graph "
-                      "graph_pool_handle".split())
+ALLOWED_OF_CUDA = {
+    *"current_device get_device_properties is_available current_stream stream Stream Event CUDAGraph graph".split(),
+    *"graph_pool_handle memory_allocated max_memory_allocated reset_peak_memory_stats".split(),
+}
 
 ALLOWED_OPERATORS = {
     *"empty zeros ones full arange lift_fresh scalar_tensor new_empty empty_like ones_like".split(),

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from harness import GPU, gpu_programs
 from models_samples import disturbed, written_run
 
-import kernels
 from engine import UserError
 from models import chat, generate
 from models.cache import KVCache
@@ -44,18 +44,17 @@ def test_cache_changes_no_greedy_id(changes, context):
      "block": "post_norm"},
 ])
 def test_decoding_on_a_gpu_changes_no_greedy_id(changes):
-    model = disturbed(CONFIG.with_(max_seq_len=8, **changes)).eval()
-    ids = [5, 7, 11]
-    with kernels.programs("gpu"):
-        source = DeviceDecoding(model, GREEDY, 0, 300)
+    config, ids = CONFIG.with_(max_seq_len=8, **changes), [5, 7, 11]
+    with gpu_programs():
+        source = DeviceDecoding(disturbed(config).eval().to(GPU), GREEDY, 0, 300)
         for _ in range(8):
             ids.append(source.next(ids, window_start(len(ids), 8)))
-    assert ids[3:] == list(generate_ids(model, ids[:3], 8, GREEDY))
+    assert ids[3:] == list(generate_ids(disturbed(config), ids[:3], 8, GREEDY))
 
 
 def test_drawing_on_a_gpu_keeps_to_the_filters():
-    model = disturbed(CONFIG.with_(max_seq_len=8)).eval()
-    with kernels.programs("gpu"):
+    model = disturbed(CONFIG.with_(max_seq_len=8)).eval().to(GPU)
+    with gpu_programs():
         source = DeviceDecoding(model, Sampling(temperature=2.0, top_k=1, repetition_penalty=1e9), 3, 17)
         first = source.next([4], 0)
         ids = [4, first, source.next([4, first], 0)]

@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 
 import kernels  # noqa: E402
 from bench import attention, attention_sides, gpu, gpu_step, gpu_timing  # noqa: E402
-from bench import memory_bound, memory_rows, roofline, tune  # noqa: E402
+from bench import memory_bound, memory_rows, moe, moe_sides, roofline, tune  # noqa: E402
 from bench.attention_sides import Inputs, Shape  # noqa: E402
 from bench.gpu_cases import CASES  # noqa: E402
 from bench.gpu_timing import Times, contest, table, wall_clock  # noqa: E402
@@ -148,10 +148,12 @@ def test_headlines():
 
 @WITHOUT_GPU
 def test_all_stages_without_a_gpu(monkeypatch, capfd):
-    monkeypatch.setattr(gpu, "STAGES", (stage("one", "import sys; print(sys.argv)", dry=("--few",)), stage("two", "1 / 0")))
+    stages = stage("one", "import sys; print(sys.argv)", dry=("--few",)), stage("two", "1 / 0")
+    monkeypatch.setattr(gpu, "STAGES", stages)
     assert gpu.main([]) == 0
     said = capfd.readouterr().out
-    assert said.startswith("no GPU here") and "'--few'" in said and re.search(r"one +done", said) and "needs a GPU" in said
+    assert said.startswith("no GPU here") and "'--few'" in said
+    assert re.search(r"one +done", said) and "needs a GPU" in said
     assert gpu.main(["--list"]) == 0
 
 
@@ -342,3 +344,23 @@ def test_a_rival_of_the_step_learns():
     step = gpu_step.rival(small, 4, 8, 2, compile_model=False, device="cpu")
     losses = [step().item() for _ in range(20)]
     assert sum(losses[-2:]) < 0.99 * sum(losses[:2])
+
+
+def test_a_mixture_is_checked_before_it_is_timed(monkeypatch):
+    shape = moe_sides.Shape(24, 16, 16, 3, 2)
+    with kernels.programs("gpu"):
+        assert moe.wrong("cpu", torch.bfloat16, shape) is None
+        right = kernels.experts.backward
+        monkeypatch.setattr(kernels.experts, "backward", lambda *given: (2 * right(*given)[0], *right(*given)[1:]))
+        assert moe.wrong("cpu", torch.bfloat16, shape).startswith("dx: error ")
+
+
+def test_a_mixture_that_raises_is_wrong(monkeypatch, capsys):
+    line = {"case": "a", "sides": [{"mixture": "a", "side": "ours", "note": "boom"}], "vs_torch": 1.5}
+    for name, value in {"has_gpu": lambda: True, "GpuClock": lambda: None, "wrong": lambda _: None,
+                        "gpu_line": lambda *_: line, "facts": lambda: {"clocks": {}}}.items():
+        monkeypatch.setattr(moe, name, value)
+    assert moe.main(["--only", "gpu"]) == 1
+    told = capsys.readouterr()
+    assert json.loads(told.out)["wrong"] == ["boom", "boom"] and "wrong: boom" in told.err
+    assert json.loads(told.out)["headline"] == "a: 1.5x grouped_mm, - of dense; a: 1.5x grouped_mm, - of dense"

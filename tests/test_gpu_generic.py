@@ -169,7 +169,8 @@ def test_sorted_keys_keep_the_order_of_equals(count, rows):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("ids", [[0] * 23, [2, 0, 2, 2, 1, 2, 0, 2, 2], list(range(9)), [8] * 4 + [7], [5] * 8 + [6] * 4])
+@pytest.mark.parametrize("ids", [[0] * 23, [2, 0, 2, 2, 1, 2, 0, 2, 2], list(range(9)), [8] * 4 + [7],
+                                 [5] * 8 + [6] * 4])
 def test_gradients_of_an_embedding(ids, dtype):
     ids, rows, width = torch.tensor(ids), 9, 5
     dy = normal(len(ids), width, dtype=dtype)

@@ -100,6 +100,11 @@ class Driver:
 loaded = []
 driver.set_active(Driver())
 from kernels.gpu import launch as launching, rms_norm
+try:
+    launching.launch(rms_norm._forward, (1,), *[torch.empty(64)] * 6, 1, 1e-6, WIDTH=8, ROWS=2, COLUMNS=8)
+except ValueError as error:
+    elsewhere = str(error)
+launching.GPU = "cpu"  # tensors of this test
 x, gain, y, rstd = torch.empty(64, 8), torch.empty(8), torch.empty(64, 8), torch.empty(64)
 def run(x, rows, **options):
     launching.launch(rms_norm._forward, (3, 2), x, None, gain, None, y, rstd, rows, 1e-6, num_warps=2,
@@ -114,7 +119,8 @@ except RuntimeError:
     refused = True
 launching.LAUNCHER_PARAMETERS, launching._ready = ["other"], {}
 run(x, 16)
-print(json.dumps({"calls": calls, "loaded": loaded, "expected": expected, "refused": refused}, default=repr))
+found = {"calls": calls, "loaded": loaded, "expected": expected, "refused": refused, "elsewhere": elsewhere}
+print(json.dumps(found, default=repr))
 """
 
 
@@ -131,6 +137,7 @@ def test_the_direct_path_calls_the_compiled_kernels_launcher():
     variants = [call[4] for call in direct]
     assert variants[0] == variants[1] and len(set(variants)) == 5 == len(result["loaded"])
     assert result["refused"] is True
+    assert result["elsewhere"] == "launch: _forward takes tensors on the GPU, got some on cpu"
     assert "tensor" in slow[9] and slow[:5] == direct[0][:5]
 
 

@@ -20,6 +20,7 @@ MAY_IMPORT = {
 }
 PACKAGES = {*PRODUCT, "bench", "tests"}
 LONGEST_FILE = 320  # lines: what a person reads in one sitting
+LONGEST_LINE = 120  # characters
 
 
 def wrong_imports(source: str, file: Path) -> list[str]:
@@ -92,9 +93,22 @@ def test_files_can_be_read_in_one_sitting():
     assert too_long({"a.py": LONGEST_FILE + 1, "b.py": 10}) == [f"a.py: {LONGEST_FILE + 1} lines"]
 
 
+def long_lines(sources: dict[str, str]) -> list[str]:
+    return [f"{file}:{number}: {len(line)} characters" for file, source in sources.items()
+            for number, line in enumerate(source.splitlines(), 1) if len(line) > LONGEST_LINE]
+
+
+def test_lines_fit_a_screen():
+    files = source_files(*PRODUCT, "bench", "tests")
+    assert long_lines({str(file): (ROOT / file).read_text(encoding="utf-8") for file in files}) == []
+    fits = "中" * LONGEST_LINE
+    assert long_lines({"a.py": f"\n{fits}中", "b.py": fits}) == ["a.py:2: 121 characters"]
+
+
 def test_every_package_is_installed():
     tomllib = pytest.importorskip("tomllib")
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     tops = ("engine", "kernels", "tokenizer", "models", "train", "bench")
-    found = {".".join(path.parent.relative_to(ROOT).parts) for top in tops for path in (ROOT / top).rglob("__init__.py")}
+    found = {".".join(path.parent.relative_to(ROOT).parts)
+             for top in tops for path in (ROOT / top).rglob("__init__.py")}
     assert sorted(listed) == sorted(found)

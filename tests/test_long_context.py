@@ -18,6 +18,7 @@ from models.config import ModelConfig
 from models.context import KINDS, ContextConfig
 from models.run_folder import load_run
 from tokenizer import ByteTokenizer
+from train import pretrain
 from train.data import Batch
 
 CONFIG = ModelConfig(vocab_size=264, n_layers=1, d_model=16, n_heads=2, d_ff=12, max_seq_len=32)
@@ -132,10 +133,26 @@ def test_a_small_run_of_all_of_it(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
     long_context.record(results)
     del results["perplexity"]
-    long_context.record(results | {"kinds": {"yarn": results["kinds"]["yarn"]}})
+    one = {"kinds": {"yarn": results["kinds"]["yarn"]}, "settings": ["kind=yarn", "fast_turns=4"]}
+    long_context.record(results | one)
     names = {path.stem.rpartition("-20")[0] for path in (tmp_path / "results").glob("*.json")}
-    assert names == {"long-context-perplexity", "long-context-needle", "long-context-needle-yarn"}
+    assert names == {"long-context-perplexity", "long-context-needle", "long-context-needle-yarn-fast_turns-4"}
     assert len(list((tmp_path / "results").glob("*.png"))) == 3
+
+
+def test_a_run_alone_is_measured_on_its_own_validation(tmp_path, capsys):
+    text = tmp_path / "text.jsonl"
+    needle.make_text(text, 64, documents=300)
+    flags = ["--data", str(text), "--tokenizer", "bytes", "--seq-len", "16", "--batch-tokens", "64", "--steps", "1",
+             "--out", str(tmp_path / "run"), "--set", f"data.cache_dir={tmp_path / 'cache'}",
+             "model.n_layers=1", "model.d_model=8", "model.n_heads=2", "model.d_ff=8", "model.max_seq_len=16",
+             "run.sample_tokens=2"]
+    assert pretrain.main(flags) == 0
+    capsys.readouterr()
+    flags = [str(tmp_path / "run"), "--kinds", "none,ntk", "--seconds", "0.1"]
+    assert long_context.main(flags) == 0
+    found = json.loads(capsys.readouterr().out)["perplexity"]
+    assert list(found["by_band"]) == ["none", "ntk"] and found["bands"][-1] == [64, 128]
 
 
 def test_text_is_made_for_training(tmp_path):
@@ -146,7 +163,7 @@ def test_text_is_made_for_training(tmp_path):
 
 
 @pytest.mark.parametrize("flags, words", [
-    ([], ["--needle", "--make-text"]), (["--kinds", "yarn,longrope", "--needle"], ["--kinds", "'longrope'"]),
+    ([], ["RUN", "--needle", "--make-text"]), (["--kinds", "yarn,longrope", "--needle"], ["--kinds", "'longrope'"]),
     (["--needle", "--seconds", "0"], ["--seconds must be above 0", "0"]), (["--data", "x"], ["RUN"]),
 ])
 def test_bad_flags_end_with_one_line(flags, words, capsys):

@@ -10,6 +10,7 @@ import kernels
 from engine import no_grad
 from kernels import memory
 from models.config import JERRY, PRESETS as MODELS, ModelConfig
+from models.context import ContextConfig
 from models.decoder import Decoder
 from models.experts_config import ExpertsConfig
 from train.config import Config
@@ -208,7 +209,7 @@ def test_weights_and_state_of_experts_are_what_is_held(settings, two_threads):
 
 def test_what_has_no_formulas_is_measured(two_threads):
     model = SMALL.with_(**JERRY, n_layers=4)
-    assert known(SMALL) and not known(model)
+    assert known(SMALL) and not known(model) and not known(SMALL.with_(context=ContextConfig("dca", 2.0, 64)))
     AdamW(decoder := Decoder(model))
     memory.release()
     before, pool = memory.allocated_bytes, Pool()
@@ -288,7 +289,8 @@ def test_the_update_is_not_scaled_with_the_micro_batches(monkeypatch):
     times = iter([10.0, 4.0])
     monkeypatch.setattr(measure, "_typical", lambda work: next(times))
     config = ready(**{"data.batch_tokens": 2560, "data.micro_tokens": 256, "data.seq_len": 256}).with_values(
-        {name: value for name, value in Config(SMALL.with_(max_seq_len=256)).flat().items() if name.startswith("model.")})
+        {name: value for name, value in Config(SMALL.with_(max_seq_len=256)).flat().items()
+         if name.startswith("model.")})
     steps = measure.StepTimes(config)
     stage, = {stage for stage, _ in stages_of(config, lambda stage: 1.0)}
     assert steps.seconds(stage) == pytest.approx((10.0 - 4.0) * 5 + 4.0)

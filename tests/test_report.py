@@ -134,7 +134,8 @@ def test_the_load_of_experts_is_drawn_by_layer(tmp_path):
 
 
 @pytest.mark.parametrize("experts", [None, 3, {}, {"load": []}, {"load": [[1, 2], [3]]}, {"load": [["<b>"]]},
-                                     {"max_vio": 1.0, "dead": None}])
+                                     {"load": [[-1, 2]]}, {"load": [[True]]}, {"max_vio": 1.0, "dead": None},
+                                     {"dead": ["x"], "balance_loss": "x"}])
 def test_experts_that_cannot_be_drawn_are_left_out(tmp_path, experts):
     page = Page(write_report(mixture(tmp_path, {"step": 1, "loss": 4.0, "experts": experts})).read_text())
     assert "Load of each expert" not in page.text and "Configuration" in page.text

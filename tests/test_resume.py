@@ -199,7 +199,8 @@ def test_everything_at_once_is_resumed_exactly(text, tmp_path):
     assert [row["step"] for row in rows if row.get("event") == "switch"] == [12]
     assert all(set(row["val_losses"]) == {"squares", "cubes"} for row in rows if "val_loss" in row)
     assert steps[-1]["tokens"] > (tmp_path / "cubes.txt").stat().st_size
-    killed = subprocess.run([sys.executable, "-c", SIGNALLED, "8", "9", *everything(out)], cwd=ROOT, capture_output=True)
+    killed = subprocess.run([sys.executable, "-c", SIGNALLED, "8", "9", *everything(out)], cwd=ROOT,
+                            capture_output=True)
     assert killed.returncode == -signal.SIGKILL
     assert pretrain.main(["--out", str(out), "--resume", "--set", "data.micro_tokens=32"]) == 0
     for one, other in zip(steps, [row for row in read_metrics(out / "metrics.jsonl") if "loss" in row], strict=True):

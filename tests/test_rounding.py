@@ -7,6 +7,7 @@ import torch
 import kernels
 from engine import Arena, Linear, Tensor, UserError, ops
 from engine.precision import PRECISIONS, precision
+from harness import GPU, gpu_programs
 
 
 def every_exponent() -> torch.Tensor:
@@ -78,6 +79,14 @@ def test_policies_and_devices():
         precision("half", "cpu")
 
 
+def test_products_of_halves_are_added_up_in_float32_while_the_policy_holds():
+    products = torch.backends.cuda.matmul
+    before = products.allow_bf16_reduced_precision_reduction
+    with precision("bf16", "cuda").active():
+        assert not products.allow_bf16_reduced_precision_reduction
+    assert products.allow_bf16_reduced_precision_reduction == before
+
+
 def precision_fits(name: str, device: str) -> bool:
     try:
         return precision(name, device).name == name
@@ -92,17 +101,17 @@ def test_experts_in_bfloat16_are_those_emulated():
     chosen = indices.float().argsort(1)[:, :2].contiguous()
     gates = torch.from_numpy(rng.random((12, 2), np.float32))
 
-    def both_ways(dtype):
-        groups = kernels.routing.group(chosen, 3)
-        weights = gate_up.to(dtype), down.to(dtype)
-        y, h = kernels.experts.forward(x.to(dtype), gates, groups, *weights)
-        into = tuple(torch.zeros(w.shape) for w in weights)
-        dx, dgates, _, _ = kernels.experts.backward(dy.to(dtype), x.to(dtype), gates, groups, *weights, h, into)
+    def both_ways(dtype, device):
+        groups, gate = kernels.routing.group(chosen.to(device), 3), gates.to(device)
+        rows, gradient, *weights = (t.to(device, dtype) for t in (x, dy, gate_up, down))
+        y, h = kernels.experts.forward(rows, gate, groups, *weights)
+        into = tuple(torch.zeros(w.shape, device=device) for w in weights)
+        dx, dgates, _, _ = kernels.experts.backward(gradient, rows, gate, groups, *weights, h, into)
         return [kernels.rounded(t.float()) for t in (y, h, dx)] + [dgates, *into]
 
-    with kernels.programs("gpu"):
-        ours = both_ways(torch.bfloat16)
+    with gpu_programs():
+        ours = [t.cpu() for t in both_ways(torch.bfloat16, GPU)]
     with kernels.emulated_bfloat16():
-        emulated = both_ways(torch.float32)
+        emulated = both_ways(torch.float32, "cpu")
     for a, b in zip(ours, emulated, strict=True):
         assert (a - b).norm() < 1e-3 * b.norm()

@@ -108,9 +108,11 @@ JERRY_ATTENTION = {"attention": "jerry", "position": "jerry", "qk_norm": False, 
 
 
 @pytest.mark.parametrize("changes", [{"position": "alibi"}, {"position": "jerry"}, JERRY_ATTENTION,
-                                     {**JERRY_ATTENTION, "head_mixing": False}], ids=["alibi", "jerry", "mixed", "apart"])
+                                     {**JERRY_ATTENTION, "head_mixing": False}],
+                         ids=["alibi", "jerry", "mixed", "apart"])
 def test_attention_entropy_with_positions_and_mixed_heads(changes, monkeypatch):
-    model, batch, softmax, expected = loud_model(TINY.with_(**changes)), some_batch(documents=True), torch.Tensor.softmax, []
+    model, batch = loud_model(TINY.with_(**changes)), some_batch(documents=True)
+    softmax, expected = torch.Tensor.softmax, []
 
     def watched(scores, dim):
         p = softmax(scores, dim)

@@ -12,7 +12,8 @@ from tokenizer.sampling import SampledTokenizer, sample
 from tokenizer.vocabulary import COST_UNIT, Vocabulary
 
 draws = settings(max_examples=60, deadline=None, derandomize=True)
-PIECES = [*(bytes([byte]) for byte in range(256)), b"ab", b"abc", b"bc", b"ca", b"aa", b"aaa", b"cab", b"bca", b"aaaaaa"]
+PIECES = [*(bytes([byte]) for byte in range(256)), b"ab", b"abc", b"bc", b"ca", b"aa", b"aaa", b"cab", b"bca",
+          b"aaaaaa"]
 COSTS = np.random.default_rng(0).uniform(0.4, 0.9, len(PIECES)) * [len(piece) for piece in PIECES] * COST_UNIT
 LETTERS = PieceTokenizer(Vocabulary(PIECES, np.ones(len(PIECES), np.int64), COSTS.astype(np.int32)))
 SAMPLES = 50_000

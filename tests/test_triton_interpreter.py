@@ -137,7 +137,8 @@ def test_arithmetic_is_as_in_torch():
     y = torch.empty(7, 256, dtype=BF16)
     _arithmetic[(1,)](a, b, y, COUNT=256)
     half = torch.tensor(0.5, dtype=BF16)
-    truth = [a + b, a - b, a * b, -a, a.abs(), torch.where(a < b, a, half), (a.float() * b.float() + a.float()).to(BF16)]
+    truth = [a + b, a - b, a * b, -a, a.abs(), torch.where(a < b, a, half),
+             (a.float() * b.float() + a.float()).to(BF16)]
     for ours, true in zip(y, truth):
         same(ours, true)
     quotient = torch.empty(256, dtype=BF16)

@@ -83,7 +83,8 @@ def test_experts_and_a_dense_model_of_the_same_active_size(monkeypatch, tmp_path
     for name, side in moe_same_minutes.sides(1.0).items():
         assert configuration(arguments, side, 0).model == PRESETS[name].model
     dense, experts = (PRESETS[name].model for name in ("demo", "moe-demo"))
-    assert experts.n_parameters(active=True) - dense.n_parameters() == experts.n_layers * experts.experts.n * experts.d_model
+    routers = experts.n_layers * experts.experts.n * experts.d_model
+    assert experts.n_parameters(active=True) - dense.n_parameters() == routers
 
     def run(_, seed, sides, looks):
         return {name: Result(name, seed, 60.0, 100, 0, 2.0, [(30.0, 50, 2.5)] * looks) for name in sides}

@@ -109,7 +109,7 @@ def trained(tmp_path_factory):
 
 def test_a_new_run_is_trained_grown_and_read(trained, tmp_path, capsys):
     dense, flags = trained
-    out, more = tmp_path / "moe", tmp_path / "more"
+    out, more = tmp_path / "moe", tmp_path / "moe-moe"
     assert made(dense, "--out", out, "--experts", 4, "--top-k", 2, "--set", "model.experts.bias_rate=0.01") == 0
     assert "4 experts, 2 for a token, in 2 of 2 layers" in capsys.readouterr().out
     losses = [loss_of(load_run(run, device="cpu").model) for run in (out, dense)]
@@ -123,7 +123,7 @@ def test_a_new_run_is_trained_grown_and_read(trained, tmp_path, capsys):
     report = (out / "report.html").read_text(encoding="utf-8")
     assert f"First weights: upcycled, from step 6 of {dense}." in report
     assert f"python -m models.upcycle {dense} --out {out} --experts 4" in report
-    assert made(out, "--out", more, "--add", 2) == 0
+    assert made(out, "--add", 2) == 0
     assert "6 experts, 2 for a token" in capsys.readouterr().out
     assert load_run(more).config.experts == ExpertsConfig(n=6, bias_rate=0.01)
     assert pretrain.main([*flags, "--init-from", str(more), "--out", str(tmp_path / "next"), "--steps", "2"]) == 0

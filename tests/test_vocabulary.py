@@ -174,7 +174,8 @@ def damage(name):
     return {
         "missing": lambda data: None, "empty": lambda data: b"", "garbage": lambda data: b"garbage" * 9999,
         "cut": lambda data: data[:-64], "longer": lambda data: data + bytes(64),
-        "header": lambda data: flipped(data, 70), "middle": lambda data: flipped(data, len(data) // 2), "last": lambda data: flipped(data, len(data) - 1),
+        "header": lambda data: flipped(data, 70), "middle": lambda data: flipped(data, len(data) // 2),
+        "last": lambda data: flipped(data, len(data) - 1),
         "zeros": lambda data: data[:8192] + bytes(4096) + data[12288:],
         "blocks": lambda data: data[:8192] + data[12288:16384] + data[8192:12288] + data[16384:],
     }[name]

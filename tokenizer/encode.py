@@ -26,6 +26,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 
 from tokenizer.command import Parser, run_command
 from tokenizer.documents import Piece, ReadOptions, find_sources, read_source
+from tokenizer.documents.sources import KINDS
 from tokenizer.interface import Tokenizer, TokenizerError, to_utf8
 from tokenizer.normalizing import text_bytes
 from tokenizer.sampling import SampledTokenizer
@@ -263,7 +264,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m tokenizer.encode", description="Turn a corpus into one file of token ids, or back.")
     parser.add_argument("tokenizer", metavar="DIR", help="a tokenizer's folder or file")
     way = parser.add_mutually_exclusive_group(required=True)
-    way.add_argument("--data", nargs="+", metavar="PATH", help="files and folders: .txt .md .py .jsonl .json .parquet")
+    way.add_argument("--data", nargs="+", metavar="PATH", help=f"{' '.join(KINDS)} files, also .gz or .zst, and "
+                     "folders of them")
     way.add_argument("--decode", metavar="FILE.bin", help="make the documents again, as JSON Lines")
     parser.add_argument("--out", required=True, metavar="FILE", help="the ids, or with --decode the documents")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="default: one for each processor")

@@ -20,6 +20,7 @@ from tokenizer.card.text import KINDS, Block, blocks
 from tokenizer.card.vocabulary import describe
 from tokenizer.command import Parser, run_command
 from tokenizer.documents import ReadOptions, find_sources, read_source
+from tokenizer.documents.sources import KINDS as EXTENSIONS
 from tokenizer.interface import TokenizerError
 from tokenizer.storage import write_whole
 
@@ -35,7 +36,7 @@ def parser() -> Parser:
                    f"tables here, and a page to look at ({PAGE}) with its numbers ({NUMBERS}).")
     flags.add_argument("dir", type=Path, metavar="DIR", help="the vocabulary: a folder or its vocabulary.json")
     flags.add_argument("--data", nargs="+", default=[], metavar="FILE", help="text to measure on, files or folders: "
-                       ".txt .md .py .jsonl .json .parquet, also .gz or .zst; without it a few built-in paragraphs")
+                       f"{' '.join(EXTENSIONS)}, also .gz or .zst; without it a few built-in paragraphs")
     flags.add_argument("--against", nargs="+", default=[], type=Path, metavar="RIVAL", help="vocabularies to compare "
                        "with: Hugging Face's tokenizer.json, or other vocabularies' folders")
     flags.add_argument("--text-field", default="text", help="of .jsonl, .json and .parquet rows (default: text)")

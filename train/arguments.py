@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from tokenizer.documents.sources import KINDS
 from train.command import Parser
 from train.config import parse_settings
 from train.data import parse_sources
@@ -20,8 +21,8 @@ def arguments_from(argv: list[str] | None) -> argparse.Namespace:
                     "about it in a run folder.", epilog="Every setting of RUN/config.toml can be given by --set.")
     add = parser.add_argument
     add("--preset", metavar="P", help=f"one of {', '.join(PRESETS)} (default: demo)")
-    add("--data", nargs="+", metavar="PATH", help=".txt .md .py .jsonl .json .parquet files, also .gz or .zst, and "
-        "folders of them; NAME=PATH:WEIGHT mixes sources by tokens (default: the Python standard library's source)")
+    add("--data", nargs="+", metavar="PATH", help=f"{' '.join(KINDS)} files, also .gz or .zst, and folders of "
+        "them; NAME=PATH:WEIGHT mixes sources by tokens (default: the Python standard library's source)")
     add("--val-data", nargs="+", metavar="PATH", help="validate on these (default: documents held out of --data)")
     add("--text-field", metavar="F", help="field of JSON and Parquet rows (default: text)")
     add("--document-separator", metavar="S", help="cuts text files into documents (default: a file is a document)")

@@ -91,6 +91,8 @@ def on_device(config: Config) -> Config:
         device = "cuda" if kernels.gpu_memory() else "cpu"
     elif device == "cuda" and not kernels.gpu_memory():
         raise UserError("run.device is cuda: PyTorch finds no GPU here")
+    if device == "cuda" and config.model.context.kind == "dca":  # asks for documents' lengths, which no graph can do
+        raise UserError("model.context.kind dca is trained on a CPU: run.device must be cpu, got cuda")
     name = config.run.precision
     return config.with_values({"run.device": device, "run.precision": precision(name, device).name})
 

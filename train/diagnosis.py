@@ -22,7 +22,7 @@ from tokenizer import Tokenizer
 from train.checkpoint import MODEL_FILE, Tensors, discard, whole_folder, write_tensors
 from train.data import Batch
 from train.errors import UserError
-from train.step import LossFunction
+from train.step import LossFunction, count_choices
 
 if TYPE_CHECKING:
     from train.optim import Optimizer
@@ -79,14 +79,18 @@ def diagnose(model: Module, optimizer: Optimizer, batch: Batch, micro_rows: int,
     """
     arena = optimizer.arena
     arena.zero_grad()
-    watch = _Watch(model, batch, micro_rows)
+    watch, micros, normalizer = _Watch(model, batch, micro_rows), batch.split(micro_rows), max(1, batch.predicted)
+
+    def watched(model: Module, micro: Batch, normalizer: int) -> Tensor:
+        watch.first_row = (micro.first_token - batch.first_token) // batch.ids.shape[1]
+        return loss(model, micro, normalizer)
+
     try:
         with watch.active():
-            for micro in batch.split(micro_rows):
+            count_choices(model, micros, watched, normalizer)
+            for micro in micros:
                 random.set_position(micro.first_token)
-                watch.first_row = (micro.first_token - batch.first_token) // batch.ids.shape[1]
-                part = loss(model, micro, max(1, batch.predicted))
-                part.backward()
+                watched(model, micro, normalizer).backward()
         watch.sums(arena)
     except _Found as found:
         return found.finding

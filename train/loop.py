@@ -32,8 +32,8 @@ class Position:
 
 
 class StepReport(NamedTuple):
-    """One optimizer step: `loss` in nats per predicted token, `tokens` trained on so far, `grad_norm` unclipped; rows of
-    `seq_len` tokens, `batch_tokens` in all."""
+    """One optimizer step: `loss` in nats per predicted token, `tokens` trained on so far, `grad_norm` unclipped; rows
+    of `seq_len` tokens, `batch_tokens` in all."""
 
     step: int
     tokens: int

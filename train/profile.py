@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -42,8 +43,26 @@ class Row:
         self.rise = max(self.rise, other.rise)
 
 
+@dataclass(frozen=True)
+class Meter:
+    """How time and memory are read: `wait` until all that was launched is done, bytes `held`, and their `peak`."""
+
+    wait: Callable[[], object]
+    held: Callable[[], int]
+    reset_peak: Callable[[], object]
+    peak: Callable[[], int]
+
+    @classmethod
+    def of(cls, device: torch.device) -> Meter:
+        if device.type == "cuda":
+            return cls(torch.cuda.current_stream().synchronize, torch.cuda.memory_allocated,
+                       torch.cuda.reset_peak_memory_stats, torch.cuda.max_memory_allocated)
+        return cls(lambda: None, lambda: memory.allocated_bytes, memory.reset_peak, lambda: memory.peak_bytes)
+
+
 class Profile:
-    """Context manager that measures every operation run inside it.
+    """Context manager that measures every operation run inside it. On a GPU it waits for each, and steps run without
+    their graphs: the figures compare operations, and add up to more than a step.
 
     Args:
         model: its modules' names become the rows' layers.
@@ -54,6 +73,7 @@ class Profile:
 
     def __init__(self, model: Module):
         self.rows: dict[tuple[str, str], Row] = {}
+        self._meter = Meter.of(next(iter(model.parameters())).data.device)
         self._names = {id(module): name for name, module in model.named_modules()}
         self._layers = [""]
         self._inner_seconds = [0.0]
@@ -80,23 +100,26 @@ class Profile:
         if phase == "forward":
             op.profiled_layer = layer
         row = self.rows.setdefault((layer, type(op).__name__.lstrip("_")), Row())
-        held = memory.allocated_bytes
-        memory.reset_peak()
+        meter = self._meter
+        meter.wait()
+        held = meter.held()
+        meter.reset_peak()
         self._inner_seconds.append(0.0)
         self._layers.append(layer)
         start = time.perf_counter()
         try:
             return run()
         finally:
+            meter.wait()
             seconds = time.perf_counter() - start
             self._layers.pop()
             own = seconds - self._inner_seconds.pop()
             self._inner_seconds[-1] += seconds
             setattr(row, phase, getattr(row, phase) + own)
-            row.rise = max(row.rise, memory.peak_bytes - held)
+            row.rise = max(row.rise, meter.peak() - held)
             if phase == "forward":
                 row.calls += 1
-                row.kept += memory.allocated_bytes - held
+                row.kept += meter.held() - held
 
     def text(self, steps: int, seconds: float) -> str:
         """Two tables of means per step: by operation, and by layer and operation.

@@ -1,4 +1,4 @@
-"""A run from its first step or last checkpoint to its end: steps, logs, samples, checkpoints, and what a person asks."""
+"""A run from its first step or last checkpoint to its end: steps, logs, samples, checkpoints, what a person asks."""
 
 from __future__ import annotations
 

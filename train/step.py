@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,8 +11,8 @@ import numpy as np
 import torch
 
 import kernels
-from engine import Module, Tensor, random
-from engine.captured import Captured
+from engine import Module, Tensor, autograd, random
+from engine.captured import Graphs
 from train.data import Batch
 from train.experts import balance_of
 from train.optim import Optimizer
@@ -72,14 +73,7 @@ def accumulate(model: Module, optimizer: Optimizer, batch: Batch, micro_rows: in
     """
     optimizer.arena.zero_grad()
     total, normalizer, micros = 0.0, max(1, batch.predicted), batch.split(micro_rows)
-    balance = balance_of(model)
-    if balance is not None:
-        balance.begin_step(len(micros))
-        if balance.counted_first:
-            with balance.first_pass():
-                for micro in micros:
-                    random.set_position(micro.first_token)
-                    loss(model, micro, normalizer)
+    count_choices(model, micros, loss, normalizer)
     for micro in micros:
         random.set_position(micro.first_token)
         part = loss(model, micro, normalizer)
@@ -87,6 +81,20 @@ def accumulate(model: Module, optimizer: Optimizer, batch: Batch, micro_rows: in
         part.backward()
         after_micro(micro.predicted)
     return total
+
+
+def count_choices(model: Module, micros: list[Batch], loss: LossFunction, normalizer: int) -> None:
+    """Begin a step of a model with experts: forget what the last one counted, and where all micro-batches are to be
+    counted before gradients are taken, do that. Nothing for other models."""
+    balance = balance_of(model)
+    if balance is None:
+        return
+    balance.begin_step(len(micros))
+    if balance.counted_first:
+        with balance.first_pass():
+            for micro in micros:
+                random.set_position(micro.first_token)
+                loss(model, micro, normalizer)
 
 
 class DeviceStep:
@@ -101,7 +109,7 @@ class DeviceStep:
                  statistics: Statistics | None = None, capture: bool = True):
         self.model, self.optimizer, self.loss, self.micro_tokens = model, optimizer, loss, micro_tokens
         self.statistics = statistics or Statistics((), model, optimizer)
-        self.capture = capture
+        self.graphs: Graphs | None = Graphs() if capture else None
         self.device = optimizer.arena.weights.device
         self.total = kernels.zeros((1,), torch.float32, self.device)
         self.places: dict[tuple, _Place] = {}
@@ -147,11 +155,16 @@ class DeviceStep:
     def _update(self) -> Callable[[], None]:
         kind = self.optimizer.kind
         if kind not in self.updates:
-            update = self.updates[kind] = Captured(self._measure_and_step) if self.capture else self._measure_and_step
-            if self.capture:
-                with self.optimizer.unchanged():
-                    update.prepare()
+            with self.optimizer.unchanged() if self.graphs else contextlib.nullcontext():
+                self.updates[kind] = self.captured(self._measure_and_step)
         return self.updates[kind]
+
+    def captured(self, function: Callable[[], None]) -> Callable[[], None]:
+        """The function as a graph, if steps are captured; one by one while somebody looks at the operations."""
+        if self.graphs is None:
+            return function
+        replay = self.graphs.capture(function)
+        return lambda: replay() if autograd.observer is None else function()
 
     def _measure_and_step(self) -> None:
         self.optimizer.measure_on_device(self.total)
@@ -172,15 +185,10 @@ class _Place:
         self.normalizer.fill_(1.0)
         self.position = kernels.zeros((1,), torch.int64, step.device)
         self.step = step
-        self.work = Captured(self._pass) if step.capture else self._pass
-        if step.capture:
-            self.work.prepare()
+        self.work = step.captured(self._pass)
         self.balance = balance_of(step.model)
-        self.counting = None
-        if self.balance is not None and self.balance.counted_first:
-            self.counting = Captured(self._count) if step.capture else self._count
-            if step.capture:
-                self.counting.prepare()
+        counted_first = self.balance is not None and self.balance.counted_first
+        self.counting = step.captured(self._count) if counted_first else None
 
     def _count(self) -> None:
         random.set_position(self.position)

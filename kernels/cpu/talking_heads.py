@@ -31,7 +31,7 @@ LEAST_QUERIES, MOST_QUERIES = 8, 64
 
 @compiled
 def _near_rows(s, heads, first, low, starts, stops, scale, reach, offset, weight):
-    """s * scale / (1 + reach |i - j|), less `offset` for keys in the past, in place; 0 for what a query does not see."""
+    """s * scale / (1 + reach |i - j|), less `offset` for past keys, in place; 0 for what a query does not see."""
     n, one = s.shape[0] // heads, s.dtype.type(1)
     for i in range(n):
         start, stop, own = starts[first + i] - low, stops[first + i] - low, first + i - low
@@ -115,7 +115,7 @@ def _probability_rows(s, heads, first, low, starts, stops, lse):
 
 @compiled
 def _softmax_backward_rows(p, dp, heads, first, low, starts, stops):
-    """dp becomes the gradient of the softmax's argument, p (dp - sum p dp), and 0 where a query does not see the key."""
+    """dp becomes the gradient of the softmax's argument, p (dp - sum p dp), and 0 where a query sees no key."""
     n = p.shape[0] // heads
     for head in range(heads):
         for i in range(n):
@@ -255,7 +255,8 @@ def backward(dout: torch.Tensor, lse: torch.Tensor, qkv: torch.Tensor, n_heads: 
         dkv.zero_()
         for block in setting.blocks(b, part):
             rows, keys = slice(block.first, block.first + block.queries), slice(block.low, block.high)
-            q, k, v = (setting.heads_of(setting.packed, b, which, where) for which, where in enumerate((rows, keys, keys)))
+            q, k, v = (setting.heads_of(setting.packed, b, which, where)
+                       for which, where in enumerate((rows, keys, keys)))
             do = douts[b, rows].transpose(0, 1)
             seen, s = setting.seen(b, block), setting.near(b, block, weight)
             p, d, e = (setting.scores(name, block) for name in "pde")

@@ -9,7 +9,7 @@ def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, onto: boo
     """total += a b in place, or without `onto` total = a b; `total` may be float32 where the factors are halves."""
     precision = {}
     if total.dtype != a.dtype:
-        if a.device.type == "cpu":  # where Triton's interpreter runs; PyTorch has no such product there
+        if a.device.type != "cuda":  # in Triton's interpreter, and for shapes alone: PyTorch has no such product there
             a, b = a.to(total.dtype), b.to(total.dtype)
         else:
             precision["out_dtype"] = total.dtype

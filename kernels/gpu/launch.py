@@ -59,6 +59,7 @@ _float32_precision = "ieee"
 _launches: list[Launch] | None = None
 _arch = 90
 _ready: dict[tuple, tuple | None] = {}
+GPU = "cuda"
 
 
 def launch(kernel, grid: tuple[int, ...], *args, num_warps: int = 4, num_stages: int = 3, **constexprs) -> None:
@@ -123,6 +124,9 @@ def _number_kind(value) -> tuple:
 def _prepared(kernel, grid, args, num_warps, num_stages, constexprs) -> tuple | None:
     """Compiled and loaded: (launcher, function, metadata, constexprs in order); None if Triton's insides differ."""
     describe(kernel, grid, args, num_warps, num_stages, constexprs)
+    strangers = {str(value.device) for value in args if isinstance(value, torch.Tensor) and value.device.type != GPU}
+    if strangers:  # nobody else looks: what is handed on is a bare address
+        raise ValueError(f"launch: {kernel.fn.__name__} takes tensors on the GPU, got some on {', '.join(strangers)}")
     compiled = kernel.warmup(*args, grid=grid, num_warps=num_warps, num_stages=num_stages, **constexprs)
     run = getattr(compiled, "run", None)
     if run is None or list(inspect.signature(type(run).__call__).parameters) != LAUNCHER_PARAMETERS:

@@ -86,19 +86,19 @@ def _size(size: int) -> str:
 def _glance(card: dict) -> str:
     meanings = """<details><summary>What these lines mean</summary>
 <dl>
-<dt>Where pieces must end</dt><dd>The rule that the vocabulary was made by. With “default” digits stand alone, a line end
-ends a piece, and a piece may hold several words; with “words” at most one word; with “characters” letters and marks
+<dt>Where pieces must end</dt><dd>The rule that the vocabulary was made by. With “default” digits stand alone, a line
+end ends a piece, and a piece may hold several words; with “words” at most one word; with “characters” letters and marks
 stand alone.</dd>
 <dt>Bits that an id takes on disk</dt><dd>Up to 65,536 ids fit in 16 bits; above that training data takes twice the
 space.</dd>
 <dt>Weights of one table</dt><dd>The model has a row for every id where ids come in, and usually another where they go
 out.</dd>
 <dt>Ids that the text uses</dt><dd>The rest learns nothing from such a text.</dd>
-<dt>Bits per byte, by frequency alone</dt><dd>What the text would cost if each token were guessed by how often it occurs,
-without looking at the ones before. Less is better.</dd>
+<dt>Bits per byte, by frequency alone</dt><dd>What the text would cost if each token were guessed by how often it
+occurs, without looking at the ones before. Less is better.</dd>
 <dt>Evenness of use</dt><dd>The Rényi efficiency (Zouhar et al. 2023). It is low where a few ids do all the work.</dd>
-<dt>Parts of a character</dt><dd>Tokens that are no text by themselves. A rare Chinese character is spelled with three of
-them.</dd>
+<dt>Parts of a character</dt><dd>Tokens that are no text by themselves. A rare Chinese character is spelled with three
+of them.</dd>
 <dt>Come back unchanged</dt><dd>Whether decoding gives the text again, byte for byte.</dd>
 <dt>Forge special tokens</dt><dd>Whether a user can write the name of a control token, such as the end of a turn, and
 have it taken for the real one.</dd>

@@ -108,8 +108,8 @@ def by_unit(card: dict) -> Table:
         rows.append([f"{KINDS[kind]}: characters in {WINDOW:,} tokens",
                      *_compared([WINDOW * (rate["characters_per_token"] or 0) for rate in rates], 0)])
     return Table("What fits", f"A model looks back over a fixed number of tokens, say {WINDOW:,}. The more characters "
-                 "they hold, the more it remembers. A word that is cut inside, now here, now there, is harder to learn; "
-                 "the number is cuts per word.", ["", *_names(card)], rows)
+                 "they hold, the more it remembers. A word that is cut inside, now here, now there, is harder to "
+                 "learn; the number is cuts per word.", ["", *_names(card)], rows)
 
 
 def _binned(counts: dict[str, int], bins: Sequence[tuple[int, int | None]]) -> list[int]:
@@ -211,7 +211,8 @@ def doubled(one: dict, shown: int) -> Table:
     """One tokenizer's doubled pieces, `shown` examples of each way."""
     rows = [[by["what"], _number(by["pieces"]), "  ".join("|".join(pair) for pair in by["examples"][:shown])]
             for by in one["vocabulary"]["doubled"]["by"].values()]
-    return Table("Doubled pieces", "Each with its plainer twin.", ["set apart by", "pieces", "such as"], rows, pieces=(2,))
+    return Table("Doubled pieces", "Each with its plainer twin.", ["set apart by", "pieces", "such as"], rows,
+                 pieces=(2,))
 
 
 def hardest(one: dict) -> Table | None:

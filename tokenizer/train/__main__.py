@@ -12,6 +12,7 @@ from pathlib import Path
 from tokenizer.boundaries import RULES
 from tokenizer.command import Parser, run_command
 from tokenizer.documents import find_sources, iter_documents
+from tokenizer.documents.sources import KINDS
 from tokenizer.interface import TokenizerError
 from tokenizer.patterns import NAMED, PREFIX
 from tokenizer.piece import PieceTokenizer
@@ -29,8 +30,8 @@ def arguments_from(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m tokenizer.train", description="Train a vocabulary on text. The same command again "
                     "goes on with a training that was interrupted.")
     add = parser.add_argument
-    add("--data", nargs="+", metavar="PATH", required=True, help=".txt .md .py .jsonl .json .parquet files, also .gz "
-        "or .zst, and folders of them")
+    add("--data", nargs="+", metavar="PATH", required=True, help=f"{' '.join(KINDS)} files, also .gz or .zst, and "
+        "folders of them")
     add("--vocab-size", type=int, metavar="N", required=True, help="pieces, the 256 bytes included; special tokens "
         "come on top")
     add("--out", type=Path, metavar="DIR", required=True, help="folder for the vocabulary, rounds.jsonl and rounds.png")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import zlib
 from array import array
 from bisect import bisect_left
@@ -18,6 +19,8 @@ MOST_EVENTS = 1000
 BLOCK = 1 << 22  # bytes read at a time
 BY_LAYER = {"max_vio": "max_vio", "entropy": "load_entropy"}
 """Curves of experts, by what the rows call them."""
+MOST_CELLS = 1 << 16  # of a table of loads
+LARGEST = (1 << 53) - 1  # of the whole numbers that a page holds exactly
 
 
 class Curve:
@@ -62,6 +65,7 @@ class Curves:
         expert_layers: gives the numbers of the layers with experts.
 
     Attributes:
+        load: choices of each expert, by layer, of the last row that tells them, and the steps that they are from.
         version: changes whenever there is something new.
     """
 
@@ -75,6 +79,7 @@ class Curves:
         self.curves: dict[str, Curve] = {}
         self.events: list[dict] = []
         self.last: dict[str, float] = {}
+        self.load: dict[str, object] | None = None
         self.step = 0
         self._place, self._rest = 0, b""
 
@@ -103,10 +108,10 @@ class Curves:
 
     def _add(self, line: bytes) -> None:
         try:
-            row = json.loads(line)
-        except ValueError:
-            return  # cut off by a kill, as train/metrics.py passes it over
-        if not isinstance(row, dict) or type(row.get("step")) is not int:
+            row = json.loads(line, parse_constant=lambda name: None)
+        except (ValueError, RecursionError):
+            return  # cut off by a kill, as train/metrics.py passes it over, or no run's line
+        if not isinstance(row, dict) or not _is_count(row.get("step")):
             return
         step = row.pop("step")
         self.step = max(self.step, step)
@@ -123,12 +128,17 @@ class Curves:
                 self._append(name, step, value)
 
     def _add_experts(self, step: int, found: dict) -> None:
-        """What `models.balance.Balance.row` counted: curves by layer, and the dead of all layers together."""
-        layers = self.expert_layers()
+        """What `models.balance.Balance.row` counted: curves by layer, the dead of all layers, the last load."""
+        layers = dict(enumerate(self.expert_layers()))
         for key, name in BY_LAYER.items():
             values = found.get(key)
             for place, value in enumerate(values if isinstance(values, list) else ()):
-                self._append(f"{name}/layers.{layers[place] if place < len(layers) else place}", step, value)
+                self._append(f"{name}/layers.{layers.get(place, place)}", step, value)
+        load = found.get("load")
+        if is_table(load):
+            before = self.load["last"] if self.load else 0
+            self.load = {"first": min(before + 1, step), "last": step, "choices": load,
+                         "layers": [layers.get(place, place) for place in range(len(load))]}
         dead = found.get("dead")
         if isinstance(dead, list) and all(type(count) is int for count in dead):
             self._append("dead_experts", step, sum(dead))
@@ -136,7 +146,7 @@ class Curves:
             self._append(name, step, value)
 
     def _append(self, name: str, step: int, value: object) -> None:
-        if type(value) in (int, float) and math.isfinite(value):
+        if type(value) in (int, float) and abs(value) <= sys.float_info.max:
             self.curves.setdefault(name, Curve()).append(step, value)
             self.last[name] = value
 
@@ -148,7 +158,7 @@ class Curves:
             first, last: steps to show; None: to the end.
         Returns:
             "whole" False: in each curve, the points from its first x on take the place of those that the page has, and
-            events likewise from step `after` on.
+            events likewise from step `after` on. "load" is `self.load`, whatever the page has.
         """
         pieces, widths = {}, []
         for name, curve in self.curves.items():
@@ -166,7 +176,18 @@ class Curves:
                 series[name] = curve.thinned(begin, end, width)
         events = [event for event in self.events if whole or event["step"] >= after][-MOST_EVENTS:]
         return {"generation": now, "upto": self.step, "whole": whole, "series": series, "events": events,
-                "version": self.version}
+                "load": self.load, "version": self.version}
+
+
+def is_table(load: object) -> bool:
+    """Whether it is a table of layers by experts that can be drawn: rows of one length, of counts."""
+    return bool(isinstance(load, list) and load and all(
+        isinstance(line, list) and 0 < len(line) == len(load[0]) and len(line) * len(load) <= MOST_CELLS
+        and all(map(_is_count, line)) for line in load))
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value <= LARGEST
 
 
 def _short(values: np.ndarray) -> list[float]:

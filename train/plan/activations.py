@@ -25,7 +25,8 @@ KNOWN = {"attention": ("grouped_query",), "feed_forward": ("swiglu", "moe"), "po
 
 def known(model: ModelConfig) -> bool:
     """Whether there are formulas for the parts of a model; train/plan/measured.py is for the others."""
-    return all(getattr(model, setting) in values for setting, values in KNOWN.items())
+    whole_scores = model.context.kind == "dca"
+    return not whole_scores and all(getattr(model, setting) in values for setting, values in KNOWN.items())
 
 
 class Pass:

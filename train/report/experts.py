@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from html import escape
 
+from train.dashboard.curves import is_table
 from train.report.charts import Curve, Points
 from train.report.history import History
 
@@ -39,12 +40,14 @@ def by_layer(history: History, key: str) -> dict[str, Points]:
 
 def dead(history: History) -> Points:
     """(step, experts of all layers together that no token came to)."""
-    return [(step, sum(row["dead"])) for step, row in rows(history) if isinstance(row.get("dead"), list)]
+    return [(step, sum(row["dead"])) for step, row in rows(history)
+            if isinstance(row.get("dead"), list) and all(type(count) is int for count in row["dead"])]
 
 
 def balance(history: History) -> Curve:
     """The balance loss, unweighted."""
-    return Curve("balance loss", [(step, row["balance_loss"]) for step, row in rows(history) if "balance_loss" in row])
+    return Curve("balance loss", [(step, row["balance_loss"]) for step, row in rows(history)
+                                  if isinstance(row.get("balance_loss"), (int, float))])
 
 
 def in_words(history: History) -> tuple[str, str] | None:
@@ -57,7 +60,7 @@ def in_words(history: History) -> tuple[str, str] | None:
 
 def heat_map(history: History) -> str:
     """Layers by experts, coloured by the share of the mean load since the row before the last; "" without any."""
-    found = [(step, row["load"]) for step, row in rows(history) if _is_table(row.get("load"))]
+    found = [(step, row["load"]) for step, row in rows(history) if is_table(row.get("load"))]
     if not found:
         return ""
     step, loads = found[-1]
@@ -102,9 +105,3 @@ def _cell(x: float, y: float, width: float, height: float, share: float) -> str:
 def _text(x: float, y: float, told: object, anchor: str = "middle", more: str = "") -> str:
     kind = f' class="{more}"' if more else ""
     return f'<text{kind} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{told}</text>'
-
-
-def _is_table(load: object) -> bool:
-    return bool(isinstance(load, list) and load and all(
-        isinstance(line, list) and len(line) == len(load[0]) and line and all(type(value) is int for value in line)
-        for line in load))

@@ -1,6 +1,7 @@
 // Which charts there are, and what each of them shows.
 
 import { Chart, along } from "./chart.js";
+import { HeatMap } from "./heat.js";
 import { short } from "./numbers.js";
 import { word } from "./words.js";
 
@@ -12,7 +13,8 @@ const FIXED = [
   { id: "grad_norms", title: "Gradient norm by layer", parts: true, logarithmic: true },
   { id: "tokens_per_second", title: "Tokens per second", lines: [["tokens_per_second", ""]] },
 ];
-const ELSEWHERE = new Set([...FIXED.flatMap((chart) => (chart.lines || []).map(([name]) => name)),
+const HEAT_MAP = { id: "load", title: "Load of each expert", lines: [] };
+const ELSEWHERE = new Set([HEAT_MAP.id, ...FIXED.flatMap((chart) => (chart.lines || []).map(([name]) => name)),
   "grad_norms", "tokens", "elapsed_seconds", "bits_per_byte"]);
 const TITLES = {
   val_perplexity: "Perplexity, validation", val_losses: "Loss by source", val_bits: "Bits per byte by source",
@@ -58,7 +60,9 @@ export class Board {
    * @param view {axis, smooth, range}
    */
   draw(runs, view) {
-    const wanted = [...FIXED, ...this.others(runs)];
+    const focus = runs[0];
+    const heat = focus?.curves.load ? [{ ...HEAT_MAP, load: focus.curves.load }] : [];
+    const wanted = [...FIXED, ...this.others(runs), ...heat];
     const ids = new Set(wanted.map((chart) => chart.id));
     for (const [id, chart] of this.charts) {
       if (!ids.has(id)) {
@@ -66,16 +70,16 @@ export class Board {
         this.charts.delete(id);
       }
     }
-    const focus = runs[0];
     const marks = focus ? this.marks(focus.curves, view.axis) : [];
     for (const definition of wanted) {
-      const { id, logarithmic = false } = definition;
-      if (!this.charts.has(id)) this.charts.set(id, new Chart(this.parent, id, "", logarithmic, this.onZoom));
+      const { id, logarithmic = false, load } = definition;
+      const Kind = load ? HeatMap : Chart;
+      if (!this.charts.has(id)) this.charts.set(id, new Kind(this.parent, id, "", logarithmic, this.onZoom));
       const lines = definition.parts ? (focus ? this.parts(focus.curves, id, view.axis) : [])
         : runs.flatMap((run) => this.lines(run, definition.lines, view.axis, runs.length > 1));
       const smooth = definition.exact ? 0 : view.smooth;
-      const name = definition.parts && runs.length > 1 ? `: ${focus.curves.name}` : "";
-      this.charts.get(id).update(word(definition.title) + name, { lines, marks, ...view, smooth });
+      const name = (definition.parts || load) && runs.length > 1 ? `: ${focus.curves.name}` : "";
+      this.charts.get(id).update(word(definition.title) + name, { lines, marks, ...view, smooth, load });
     }
   }
 

@@ -240,9 +240,13 @@ export class Chart {
     for (const mark of this.content.marks.filter((one) => Math.abs(this.area.x(one.x) - x) < NEAR).slice(0, 4)) {
       add(this.tip, "div", { class: `event ${mark.kind}` }, mark.text);
     }
+    this.placeTip(x);
+  }
+
+  placeTip(x, y = MARGIN.top) {
     this.tip.hidden = false;
     const above = this.svg.getBoundingClientRect().top - this.figure.getBoundingClientRect().top;
-    this.tip.style.top = `${above + MARGIN.top}px`;
+    this.tip.style.top = `${above + y}px`;
     const room = this.figure.clientWidth - this.tip.offsetWidth;
     this.tip.style.left = `${Math.max(0, Math.min(room, x + 14 + this.tip.offsetWidth > this.figure.clientWidth
       ? x - this.tip.offsetWidth - 14 : x + 14))}px`;

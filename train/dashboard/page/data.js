@@ -32,6 +32,7 @@ export class Curves {
     this.name = name;
     this.series = {};
     this.events = [];
+    this.load = null;
     this.version = this.generation = "";
     this.upto = 0;
     this.range = { first: null, last: null };
@@ -53,7 +54,8 @@ export class Curves {
       for (const [name, piece] of Object.entries(answer.series)) join(this.series[name], piece);
       this.events = this.events.filter((event) => event.step < this.upto).concat(answer.events);
     }
-    Object.assign(this, { generation: answer.generation, upto: answer.upto, version: answer.version, range });
+    const { generation, upto, load } = answer;
+    Object.assign(this, { generation, upto, load, version: answer.version, range });
   }
 }
 

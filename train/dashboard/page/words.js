@@ -18,7 +18,9 @@ const CHINESE = {
   "Attention entropy": "注意力熵", "Perplexity, validation": "验证集困惑度", "Loss by source": "各来源损失",
   "Bits per byte by source": "各来源每字节比特数", "MaxVio of experts by layer": "各层专家负载 MaxVio",
   "Entropy of expert load by layer, nats": "各层专家负载熵（nats）", "Experts without a token": "无词元的专家数",
-  "Balance loss": "均衡损失", "Router z-loss": "路由 z 损失", "light": "浅色", "dark": "深色",
+  "Balance loss": "均衡损失", "Router z-loss": "路由 z 损失", "Load of each expert": "各专家负载",
+  "layer": "层", "expert": "专家", "choices": "被选次数", "times the mean": "相对均值的倍数", "the mean": "均值", "twice": "2 倍",
+  "¼ or less": "¼ 及以下", "4 or more": "4 倍及以上", "none at all": "无词元", "light": "浅色", "dark": "深色",
   "set": "修改", "undo": "撤销", "pause": "暂停", "resume": "继续", "save": "保存",
   "spike": "损失突增", "skipped": "跳过", "switch": "切换", "stop": "停止",
 };
