@@ -34,6 +34,9 @@ DEFAULT_L2 = 50 << 20  # bytes, of an H100
 SOURCES = ("kernels", "engine", "models", "train", "bench", "tests")
 TILES = "kernels/gpu/tuning.json"  # what bench.tune writes: figures from before are of other kernels
 SLEEP_PROBE = 20_000_000  # cycles
+OURS_AT_MOST = {"forward": 2.0, "backward": 3.0}
+"""Our error over PyTorch's in the same dtype."""
+ROUNDING = {torch.bfloat16: 2**-9, torch.float16: 2**-12, torch.float32: 2**-25}
 
 Call = Callable[[], object]
 Prepare = Callable[[int], Call]
@@ -220,6 +223,15 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def too_far(phase: str, ours: torch.Tensor, theirs: torch.Tensor, truth: torch.Tensor,
+            dtype: torch.dtype) -> str | None:
+    """How far we are from the truth (PyTorch in float64), if that is too far beside PyTorch in `dtype`."""
+    error, usual = (float((result.double() - truth).norm() / truth.norm()) for result in (ours, theirs))
+    if error <= OURS_AT_MOST[phase] * max(usual, ROUNDING[dtype]):
+        return None
+    return f"error {error:.2e}, PyTorch's {usual:.2e}"
 
 
 def commit() -> str:

@@ -28,7 +28,7 @@ from bench.gpu_case import GpuCase
 from bench.gpu_cases import CASES as TABLE
 from bench.gpu_timing import (
     GpuClock, Times, contest, copy_bandwidth, extra_memory, facts, has_gpu, product_rate, reason, report, say_no_gpu,
-    sets_for, table,
+    sets_for, table, too_far,
 )
 from bench.memory_rows import INSIDE, SPECIAL, Function, Row, rivals_of, row_of
 from bench.roofline import FLOOR_HEAD, floors
@@ -36,9 +36,6 @@ from bench.roofline import FLOOR_HEAD, floors
 CASES = TABLE | INSIDE
 PHASES = ("forward", "backward")
 TOGETHER = "forward + backward"
-OURS_AT_MOST = {"forward": 2.0, "backward": 3.0}
-"""Our error over PyTorch's in the same dtype."""
-ROUNDING = {torch.bfloat16: 2**-9, torch.float16: 2**-12, torch.float32: 2**-25}
 HEAD = ["case", "phase", "side", "us", "spread", "GB/s", "of copy", "TFLOP/s", "extra MB", "note"]
 
 
@@ -130,9 +127,8 @@ def check(case: GpuCase, device: str, sizes: dict[str, int] | None, dtype: str) 
             continue
         if mine.shape != true.shape:
             return f"{phase}: shape {tuple(mine.shape)}, PyTorch's {tuple(true.shape)}"
-        error, usual = (float((t.double() - true).norm() / true.norm()) for t in (mine, other))
-        if not error <= OURS_AT_MOST[phase] * max(usual, ROUNDING[getattr(torch, dtype)]):
-            return f"{phase}: error {error:.2e}, PyTorch's {usual:.2e}"
+        if found := too_far(phase, mine, other, true, getattr(torch, dtype)):
+            return f"{phase}: {found}"
     return None
 
 

@@ -21,7 +21,7 @@ if not __package__:
 
 import torch
 
-from bench.gpu_timing import GpuClock, Times, contest, facts, has_gpu, report, table
+from bench.gpu_timing import GpuClock, Times, contest, facts, has_gpu, report, table, too_far
 from bench.moe_sides import GPU_SIDES, Shape, buffers, mixture_by_hand, our_mixture, sizes_of
 from bench.side_by_side import Contest, Timing, available_cores
 
@@ -31,7 +31,6 @@ CPU_SIDES = {"ours": "bench.moe_sides:ours", "dense": "bench.moe_sides:dense", "
 HEAD = ["mixture", "side", "ms", "TFLOP/s", "note"]
 CHECKED = Shape(768, 64, 80, 8, 2)
 RESULTS = ("y", "dx", "dgate_up", "ddown", "drouter")
-RESULT_AT_MOST, GRADIENTS_AT_MOST = 2.0, 3.0  # of PyTorch's error in the same dtype, or of its rounding
 
 
 def wrong(device: str, dtype: torch.dtype = torch.bfloat16, shape: Shape = CHECKED) -> str | None:
@@ -41,10 +40,8 @@ def wrong(device: str, dtype: torch.dtype = torch.bfloat16, shape: Shape = CHECK
     ours = step()
     theirs, truth = (mixture_by_hand(b, indices, kind) for kind in (dtype, torch.float64))
     for name, mine, other, true in zip(RESULTS, ours, theirs, truth, strict=True):
-        error, usual = (float((t.double() - true).norm() / true.norm()) for t in (mine, other))
-        allowed = RESULT_AT_MOST if name == "y" else GRADIENTS_AT_MOST
-        if not error <= allowed * max(usual, torch.finfo(dtype).eps / 4):
-            return f"{name}: error {error:.2e}, PyTorch's {usual:.2e}"
+        if found := too_far("forward" if name == "y" else "backward", mine, other, true, dtype):
+            return f"{name}: {found}"
     return None
 
 
